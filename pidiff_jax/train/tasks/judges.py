@@ -1,0 +1,73 @@
+"""Training of the judges: a face recogniser and a scene classifier that no other training ever sees."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pidiff_jax.models.arcface import ArcFace
+from pidiff_jax.train.tasks.autoencoder import unit_pixels
+
+
+def degrade(pixels: Float[Array, "b h w c"], key: PRNGKeyArray) -> Float[Array, "b h w c"]:
+    """Softens and disturbs pictures at random, so that judges don't punish a generator's slight blur or noise."""
+    key_blur, key_noise, key_amount = jax.random.split(key, 3)
+    blurred = pixels
+    for axis in (1, 2):
+        blurred = 0.5 * blurred + 0.25 * (jnp.roll(blurred, 1, axis) + jnp.roll(blurred, -1, axis))
+    amount = jax.random.uniform(key_blur, (len(pixels), 1, 1, 1))
+    strength = 0.06 * jax.random.uniform(key_amount, (len(pixels), 1, 1, 1))
+    return pixels + amount * (blurred - pixels) + strength * jax.random.normal(key_noise, pixels.shape)
+
+
+@dataclass(frozen=True)
+class RecogniserTask:
+    """Two pictures of one person attract, pictures of different people repel (InfoNCE, both directions).
+
+    Batch: pixels (b, h, w, 3) and other_pixels, another picture of the same person, uint8.
+    """
+
+    network: ArcFace
+    temperature: float = 0.07
+
+    def losses(self, params: dict, batch: dict, key: PRNGKeyArray, train: bool = True) -> tuple[dict, dict]:
+        """Per-example `contrastive`; metric `accuracy` of finding the other picture within the batch."""
+        keys = jax.random.split(key)
+        pictures = [unit_pixels(batch["pixels"]), unit_pixels(batch["other_pixels"])]
+        if train:
+            pictures = [degrade(x, k) for x, k in zip(pictures, keys, strict=True)]
+        first, second = (self.network.apply({"params": params["recogniser"]}, x) for x in pictures)
+        logits = first @ second.T / self.temperature
+        diagonal = jnp.diagonal(logits)
+        loss = 0.5 * (jax.nn.logsumexp(logits, 1) + jax.nn.logsumexp(logits, 0)) - diagonal
+        return {"contrastive": loss}, {"accuracy": (logits.argmax(1) == jnp.arange(len(logits))).mean()}
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """Classify each scene attribute. Batch: pixels uint8, scene (b, a) int32.
+
+    `network` gives one vector of logits, the attributes' classes one after another.
+    """
+
+    network: ArcFace
+    num_classes: tuple[int, ...]
+
+    def losses(self, params: dict, batch: dict, key: PRNGKeyArray, train: bool = True) -> tuple[dict, dict]:
+        """Per-example `classification` (cross-entropy, summed over attributes); metric `accuracy`."""
+        pixels = unit_pixels(batch["pixels"])
+        pixels = degrade(pixels, key) if train else pixels
+        logits = split_logits(self.network.apply({"params": params["scenes"]}, pixels, method="logits"), self.num_classes)
+        loss, correct = 0.0, []
+        for index, values in enumerate(logits):
+            labels = batch["scene"][:, index]
+            loss -= jnp.take_along_axis(jax.nn.log_softmax(values), labels[:, None], 1)[:, 0]
+            correct.append((values.argmax(-1) == labels).mean())
+        return {"classification": loss}, {"accuracy": jnp.stack(correct).mean()}
+
+
+def split_logits(logits: Float[Array, "b n"], num_classes: tuple[int, ...]) -> list[Float[Array, "b c"]]:
+    """Cuts the classifier's output into one array per attribute."""
+    edges = [sum(num_classes[: i + 1]) for i in range(len(num_classes) - 1)]
+    return jnp.split(logits, edges, axis=-1)
