@@ -1,0 +1,1 @@
+"""Saving and restoring runs, content fingerprints, and strict partial initialisation."""

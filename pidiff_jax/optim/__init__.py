@@ -1,0 +1,1 @@
+"""Ordered path rules -> parameter groups -> one optimizer; schedules; moving averages."""

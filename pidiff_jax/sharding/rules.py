@@ -1,0 +1,127 @@
+"""Where arrays lie on the mesh: logical axis names of parameters -> mesh axes; batches over `data` and `fsdp`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# (logical axis, mesh axis); None replicates. A logical axis may come several times: the first mesh axis that divides the
+# dimension and isn't taken by another dimension of the same array wins. Convolutions aren't split over `tensor`: their
+# outputs meet a normalisation over channels next, which would gather them again.
+AxisRules = Sequence[tuple[str, str | None]]
+DEFAULT_RULES: AxisRules = (
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("conv_in", None),
+    ("conv_out", "fsdp"),
+    ("norm", None),
+)
+BATCH_AXES = ("data", "fsdp")
+
+
+def infer_shardings(
+    boxed: Mapping[str, Any], mesh: Mesh, rules: AxisRules = DEFAULT_RULES, *, min_elements: int = 4096
+) -> dict[str, Any]:
+    """Returns the sharding of every parameter, in a tree with the paths of `boxed`.
+
+    Args:
+        boxed: parameters as `Module.init` or its `jax.eval_shape` returns them, with their logical axis names. A leaf
+            without names is replicated.
+        mesh: from `mesh.make_mesh`.
+        rules: logical axis -> mesh axis.
+        min_elements: smaller arrays are replicated: gathering them costs more than holding them.
+
+    A dimension that its mesh axis doesn't divide is replicated.
+
+    Raises:
+        ValueError: a logical axis has no rule.
+    """
+    flat = traverse_util.flatten_dict(dict(boxed), sep="/")
+    table: dict[str, list[str | None]] = {}
+    for logical, axis in rules:
+        table.setdefault(logical, []).append(axis)
+    specs = {path: _partition_spec(path, leaf, mesh, table, min_elements) for path, leaf in flat.items()}
+    return traverse_util.unflatten_dict({path: NamedSharding(mesh, spec) for path, spec in specs.items()}, sep="/")
+
+
+def _partition_spec(
+    path: str, leaf: Any, mesh: Mesh, table: Mapping[str, Sequence[str | None]], min_elements: int
+) -> PartitionSpec:
+    if not isinstance(leaf, nn.Partitioned):
+        return PartitionSpec()
+    shape, taken, axes = leaf.value.shape, set(), []
+    for logical, size in zip(leaf.names, shape, strict=True):
+        if logical is not None and logical not in table:
+            raise ValueError(
+                f"expected logical axes of {sorted(table)}, got {logical!r} at {path}; add it to the sharding rules"
+            )
+        usable = (a for a in table.get(logical, ()) if a and a not in taken and size % mesh.shape[a] == 0)
+        axis = next(usable, None)
+        taken.add(axis)
+        axes.append(axis)
+    return PartitionSpec() if np.prod(shape) < min_elements else PartitionSpec(*axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis is split over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays of the batch of this process; the global batch is the processes' batches one after another.
+
+    Raises:
+        ValueError: the global batch can't be split evenly over the devices of `data` and `fsdp`.
+    """
+    _check_batch(batch, mesh)
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
+
+
+def batch_structs(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of the global batch, given the batch of one process (arrays or shape structs)."""
+    _check_batch(batch, mesh)
+    return {
+        name: jax.ShapeDtypeStruct(
+            (x.shape[0] * jax.process_count(), *x.shape[1:]),
+            jax.dtypes.canonicalize_dtype(x.dtype),
+            sharding=batch_sharding(mesh),
+        )
+        for name, x in batch.items()
+    }
+
+
+def place(tree: Any, shardings: Any, dtype: Any = None) -> Any:
+    """Puts host arrays (the same in every process) on the mesh; `dtype` converts floating-point leaves, None keeps them."""
+
+    def place_leaf(x: Any, sharding: NamedSharding) -> jax.Array:
+        if dtype is not None and jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+            x = x.astype(dtype)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place_leaf, tree, shardings)
+
+
+def _check_batch(batch: Mapping[str, Any], mesh: Mesh) -> None:
+    num_shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    for name, x in batch.items():
+        size = x.shape[0] * jax.process_count()
+        if size % num_shards:
+            raise ValueError(
+                f"expected a global batch size divisible by data*fsdp={num_shards}, got {size} for {name!r}; "
+                "change the batch size or the mesh"
+            )

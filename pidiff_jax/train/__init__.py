@@ -1,0 +1,1 @@
+"""The training run: state, step, and what builds and drives them."""
