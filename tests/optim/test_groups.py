@@ -1,0 +1,72 @@
+"""Every group is trained with its own rate and decay; frozen parameters have no optimizer state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pidiff_jax.optim.groups import GroupSpec, make_optimizer
+from pidiff_jax.optim.rules import ParameterRule, assign_groups, split
+
+PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones((2, 2))}, "c": {"kernel": jnp.ones(3)}}
+GROUPS = assign_groups([ParameterRule("^a", "slow"), ParameterRule("^b", "fast"), ParameterRule(".*", "frozen")], PARAMS)
+
+
+def one_update(optimizer, gradient):
+    trainable, _ = split(PARAMS, GROUPS)
+    gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), trainable)
+    return optimizer.update(gradients, optimizer.init(trainable), trainable)[0]
+
+
+def test_each_group_has_its_own_learning_rate():
+    updates = one_update(make_optimizer(GROUPS, {"slow": GroupSpec(1e-3), "fast": GroupSpec(1e-1)}, 10), 2.0)
+    # Adam's first update is the learning rate against the sign of the gradient.
+    np.testing.assert_allclose(updates["a"]["kernel"], -1e-3, rtol=1e-5)
+    np.testing.assert_allclose(updates["b"]["kernel"], -1e-1, rtol=1e-5)
+
+
+def test_each_group_has_its_own_weight_decay_and_biases_have_none():
+    specs = {"slow": GroupSpec(1e-3, weight_decay=0.5), "fast": GroupSpec(1e-1)}
+    updates = one_update(make_optimizer(GROUPS, specs, 10), 0.0)
+    np.testing.assert_allclose(updates["a"]["kernel"], -1e-3 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(updates["a"]["bias"], 0.0)
+    np.testing.assert_array_equal(updates["b"]["kernel"], 0.0)
+
+
+def test_one_group_is_the_same_as_optax_adamw():
+    groups = jax.tree.map(lambda _: "all", PARAMS)
+    ours = make_optimizer(groups, {"all": GroupSpec(1e-2, weight_decay=0.1)}, 10, clip_norm=0.5)
+    decayed = jax.tree.map(lambda x: x.ndim > 1, PARAMS)
+    theirs = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0.1, mask=decayed))
+    states, params = [ours.init(PARAMS), theirs.init(PARAMS)], [PARAMS, PARAMS]
+    for step in range(3):
+        for i, optimizer in enumerate((ours, theirs)):
+            gradients = jax.tree.map(lambda x: jnp.cos(x * (step + 3)), params[i])
+            updates, states[i] = optimizer.update(gradients, states[i], params[i])
+            params[i] = optax.apply_updates(params[i], updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *params)
+
+
+def test_frozen_parameters_have_no_optimizer_state():
+    optimizer = make_optimizer(GROUPS, {"slow": GroupSpec(1e-3), "fast": GroupSpec(1e-1)}, 10)
+    sizes = [x.size for x in jax.tree.leaves(optimizer.init(split(PARAMS, GROUPS)[0]))]
+    assert sum(sizes) == 2 * (4 + 2 + 4) + 4  # two moments, and two counters per group
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ({"slow": GroupSpec(1e-3)}, "the difference is fast"),
+        ({"slow": GroupSpec(1), "fast": GroupSpec(1), "quick": GroupSpec(1)}, "the difference is quick"),
+        ({"slow": GroupSpec(1), "fast": GroupSpec(1), "frozen": GroupSpec(1)}, "no spec for the group 'frozen'"),
+    ],
+)
+def test_groups_and_specs_must_agree(specs, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(GROUPS, specs, 10)
+
+
+def test_training_nothing_is_an_error():
+    with pytest.raises(ValueError, match="at least one parameter to train"):
+        make_optimizer(jax.tree.map(lambda _: "frozen", PARAMS), {}, 10)
