@@ -28,8 +28,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "g
 class ClipTextSpec:
     """Sizes of a `ClipText`.
 
-    `num_layers` counts the layers that have weights; `num_skipped_layers` of the last ones don't contribute to the output
-    (CLIP skip). `final_norm` applies the final LayerNorm to whatever layer is read. `activation` is a key of `ACTIVATIONS`.
+    `num_layers` counts the layers that have weights; `num_skipped_layers` of the last ones don't contribute to the
+    output (CLIP skip). `final_norm` applies the final LayerNorm to whatever layer is read. `activation` is a key of
+    `ACTIVATIONS`.
     """
 
     vocab_size: int = 49408
@@ -45,7 +46,8 @@ class ClipTextSpec:
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
             raise ValueError(
-                f"expected activation to be one of {sorted(ACTIVATIONS)}, got {self.activation!r}; only these are implemented"
+                f"expected activation to be one of {sorted(ACTIVATIONS)}, got {self.activation!r}; only these "
+                "are implemented"
             )
         if self.width % self.num_heads:
             raise ValueError(
@@ -53,7 +55,8 @@ class ClipTextSpec:
             )
         if not 0 <= self.num_skipped_layers <= self.num_layers:
             raise ValueError(
-                f"expected num_skipped_layers within 0..{self.num_layers}, got {self.num_skipped_layers}; skip fewer layers"
+                f"expected num_skipped_layers within 0..{self.num_layers}, got {self.num_skipped_layers}; skip "
+                "fewer layers"
             )
 
     @classmethod
@@ -63,7 +66,7 @@ class ClipTextSpec:
 
     @classmethod
     def sd21(cls) -> "ClipTextSpec":
-        """OpenCLIP ViT-H/14 without its last layer, as shipped with Stable Diffusion 2.x (which reads the penultimate layer)."""
+        """OpenCLIP ViT-H/14 without its last layer, as shipped with Stable Diffusion 2.x (reads the penultimate one)."""
         return cls(width=1024, num_layers=23, num_heads=16, mlp_width=4096, activation="gelu")
 
 
@@ -86,7 +89,8 @@ class ClipText(nn.Module):
         spec = self.spec
         if text_ids.shape[1] > spec.max_length:
             raise ValueError(
-                f"expected at most {spec.max_length} tokens, got {text_ids.shape[1]}; tokenise with the model's own tokenizer"
+                f"expected at most {spec.max_length} tokens, got {text_ids.shape[1]}; tokenise with the model's own "
+                "tokenizer"
             )
         states = [ClipEmbeddings(spec, self.dtype, name="embeddings")(text_ids)]
         # A skipped layer is still traced, so that it has parameters to load; the compiler drops its arithmetic.

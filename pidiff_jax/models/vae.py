@@ -17,8 +17,8 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 class VAESpec:
     """Sizes of an `AutoencoderKL`; the defaults are those of Stable Diffusion 1.x and 2.x.
 
-    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `patch_size` folds squares of
-    that many pixels into channels before the encoder and unfolds them after the decoder: a cheap tiny model.
+    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `patch_size` folds squares
+    of that many pixels a side into channels before the encoder and unfolds them after the decoder, for cheap tiny models.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -65,14 +65,15 @@ class AutoencoderKL(nn.Module):
         factor = self.spec.downsampling
         if pixels.shape[1] % factor or pixels.shape[2] % factor:
             raise ValueError(
-                f"expected pixels with height and width divisible by {factor}, got {pixels.shape[1:3]}; resize or crop them"
+                f"expected pixels with height and width divisible by {factor}, got {pixels.shape[1:3]}; resize or "
+                "crop them"
             )
         moments = self.quant_conv(self.encoder(space_to_depth(pixels, self.spec.patch_size)))
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, *_LOG_VARIANCE_RANGE)
 
     def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
-        """Returns float32 pixels, about [-1, 1] and not clipped, for raw latents (already divided by `scaling_factor`)."""
+        """Returns float32 pixels, about [-1, 1] and not clipped, for raw latents (already divided by the factor)."""
         patches = self.decoder(self.post_quant_conv(latents))
         return depth_to_space(patches, self.spec.patch_size).astype(jnp.float32)
 

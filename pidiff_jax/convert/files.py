@@ -1,0 +1,162 @@
+"""Weight files as named numpy arrays: safetensors, sharded files, PyTorch files. Nothing here runs code of a file."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict[str, np.ndarray]:
+    """Reads every tensor of a weight file.
+
+    Args:
+        path: `*.safetensors`, a shard index (`*.index.json`, `*.index.fp16.json`), or a PyTorch file (.bin, .pt, .pth,
+            .ckpt), which needs torch. Nested dictionaries and lists of a PyTorch file become dotted names, such as
+            "w_proj.norm.weight"; a bare tensor is named "tensor"; numbers, strings and None are left out.
+        dtype: what floating-point tensors are cast to; None keeps each as it is in the file.
+
+    Raises:
+        FileNotFoundError: the file, or a shard that the index names, is not there.
+        ValueError: another kind of file, a damaged one, or a PyTorch file that holds more than plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a weight file at {path}, found none; check the path")
+    if path.suffix == ".json" and ".index" in path.name:
+        tensors = _read_shards(path)
+    elif path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors = dict(_read_torch(path))
+    else:
+        raise ValueError(
+            f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; convert "
+            "it first"
+        )
+    return tensors if dtype is None else {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+
+
+def write_safetensors(
+    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file that appears whole or not at all.
+
+    Raises:
+        FileExistsError: something is at `path` already; it is left as it is.
+    """
+    path = Path(path)
+    refusal = f"expected no file at {path}, got one; choose another name or remove it first"
+    if path.exists():
+        raise FileExistsError(refusal)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors writes the memory behind an array whatever its strides are.
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # unlike a rename, fails if another process has made the file meanwhile
+        except FileExistsError:
+            raise FileExistsError(refusal) from None
+        except OSError:  # a file system without hard links
+            os.rename(draft, path)
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The free-form metadata in the header of a safetensors file; empty if it has none."""
+    with _readable(Path(path)), safetensors.safe_open(path, "numpy") as file:
+        return file.metadata() or {}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with _readable(path):
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"expected a whole safetensors file, got {path} ({error}); download or copy it again"
+        ) from None
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"expected a shard index with a weight_map, got {index}; download or copy it again") from None
+    shards = sorted(set(names.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ValueError(
+            f"expected shards beside {index}, got {', '.join(map(repr, outside))}; the index is not to be trusted"
+        )
+    if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
+        raise FileNotFoundError(
+            f"expected the {len(shards)} shards of {index}, missing {', '.join(missing)}; download or copy them too"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards:
+        found = read_tensors(index.parent / shard)
+        expected = {name for name, file in names.items() if file == shard}
+        if wrong := sorted(expected ^ found.keys()):
+            raise ValueError(
+                f"expected {shard} to hold what {index.name} lists, got a difference in {', '.join(wrong[:12])}; the "
+                "index and the shards are of different models"
+            )
+        tensors |= found
+    return tensors
+
+
+def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"expected torch to read {path}, it is not installed; install torch or convert the file to safetensors"
+        ) from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"expected a PyTorch file of plain tensors, got {path} ({reason}); it is damaged, or holds code that is "
+            "never run here: save its state dict with torch.save or as safetensors"
+        ) from None
+    for name, tensor in _tensors_in(content, ""):
+        yield name, _to_numpy(tensor, torch)
+
+
+def _tensors_in(content: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if hasattr(content, "detach"):
+        yield name or "tensor", content.detach()
+        return
+    items = content.items() if isinstance(content, Mapping) else ()
+    items = enumerate(content) if isinstance(content, list | tuple) else items
+    for key, value in items:
+        yield from _tensors_in(value, f"{name}.{key}" if name else str(key))
+
+
+def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:  # numpy has no name for it: reinterpret the bits
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.contiguous().numpy()
+
+
+def _cast(tensor: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    is_float = np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
+    return tensor.astype(dtype, copy=False) if is_float else tensor
