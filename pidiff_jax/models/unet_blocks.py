@@ -1,0 +1,217 @@
+"""Blocks of the Stable Diffusion UNet; parameter paths mirror diffusers."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from pidiff_jax.models.attention import Conditioning, CrossAttention, IdentityAttentionSpec, SelfAttention
+from pidiff_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, upsample_nearest
+
+_RESNET_EPSILON = 1e-5
+_TRANSFORMER_EPSILON = 1e-6
+
+AttentionMaps = dict[str, Array]
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions with the time embedding added between, and a residual connection."""
+
+    channels: int
+    num_groups: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], time_embed: Float[Array, "b d"]) -> Float[Array, "b h w c2"]:
+        h = nn.silu(GroupNorm(self.num_groups, _RESNET_EPSILON, dtype=self.dtype, name="norm1")(x))
+        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)
+        shift = Dense(self.channels, axes=("embed", "conv_out"), dtype=self.dtype, name="time_emb_proj")(
+            nn.silu(time_embed)
+        )
+        h = h + shift[:, None, None]
+        h = nn.silu(GroupNorm(self.num_groups, _RESNET_EPSILON, dtype=self.dtype, name="norm2")(h))
+        h = Conv(self.channels, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = Conv(self.channels, (1, 1), padding=0, dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class GatedGelu(nn.Module):
+    """Half of a projection, gated by the exact GELU of the other half (GEGLU, arXiv 2002.05202)."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
+        projected = Dense(2 * self.features, axes=("embed", "mlp"), dtype=self.dtype, name="proj")(x)
+        value, gate = jnp.split(projected, 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """Gated MLP, four times as wide as its input."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        hidden = GatedGelu(4 * x.shape[-1], self.dtype, name="net_0")(x)
+        return Dense(x.shape[-1], axes=("mlp", "embed"), dtype=self.dtype, name="net_2")(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and MLP, each behind a LayerNorm and beside a residual connection."""
+
+    num_heads: int
+    identity: IdentityAttentionSpec | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        text_embeds: Float[Array, "b m d2"],
+        identity_tokens: Float[Array, "b t d_id"] | None,
+        identity_scale: Float[Array, "#b #n #t"] | None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
+        """Returns the features and the identity attention's weights (None without identity)."""
+        x = x + SelfAttention(self.num_heads, self.dtype, name="attn1")(LayerNorm(dtype=self.dtype, name="norm1")(x))
+        cross_attention = CrossAttention(self.num_heads, self.identity, self.dtype, name="attn2")
+        normed = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        attended, weights = cross_attention(normed, text_embeds, identity_tokens, identity_scale)
+        x = x + attended
+        return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x)), weights
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over all positions of a feature map, beside a residual connection."""
+
+    num_heads: int
+    depth: int
+    num_groups: int
+    use_linear_projection: bool
+    identity: IdentityAttentionSpec | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], cond: Conditioning) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
+        """Returns the features and the identity attention maps (b, h, w, t) by parameter path."""
+        b, height, width, channels = x.shape
+        scale = _scale_at(cond.identity_scale, height, width)
+        tokens = GroupNorm(self.num_groups, _TRANSFORMER_EPSILON, dtype=self.dtype, name="norm")(x)
+        tokens = self._project("proj_in", tokens).reshape(b, height * width, channels)
+        maps = {}
+        for i in range(self.depth):
+            name = f"transformer_blocks_{i}"
+            block = TransformerBlock(self.num_heads, self.identity, self.dtype, name=name)
+            tokens, weights = block(tokens, cond.text_embeds, cond.identity_tokens, scale)
+            if weights is not None:
+                maps[f"{name}/attn2"] = weights.reshape(b, height, width, -1)
+        return x + self._project("proj_out", tokens.reshape(x.shape)), maps
+
+    def _project(self, name: str, x: Array) -> Array:
+        if self.use_linear_projection:
+            return Dense(x.shape[-1], axes=("embed", "embed"), dtype=self.dtype, name=name)(x)
+        return Conv(x.shape[-1], (1, 1), padding=0, dtype=self.dtype, name=name)(x)
+
+
+def _scale_at(scale: Float[Array, "#b h w #t"] | None, height: int, width: int) -> Float[Array, "#b n #t"] | None:
+    """The identity scale at a level's resolution, as a sequence; n is 1 where it doesn't depend on the position."""
+    if scale is None:
+        return None
+    if scale.shape[1:3] not in ((1, 1), (height, width)):
+        scale = jax.image.resize(scale, (scale.shape[0], height, width, scale.shape[3]), "linear")
+    return scale.reshape(scale.shape[0], -1, scale.shape[3])
+
+
+class Resample(nn.Module):
+    """Halves the resolution by a strided convolution, or doubles it by repetition and a convolution."""
+
+    up: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        if self.up:
+            x = upsample_nearest(x)
+        return Conv(x.shape[-1], strides=1 if self.up else 2, dtype=self.dtype, name="conv")(x)
+
+
+class Block(nn.Module):
+    """One resolution of the down or up path: residual blocks, each followed by a transformer if `num_heads` is given.
+
+    On the up path each residual block takes one of `skips` (last first) beside its input.
+    """
+
+    channels: int
+    num_layers: int
+    num_groups: int
+    num_heads: int | None
+    depth: int
+    use_linear_projection: bool
+    identity: IdentityAttentionSpec | None
+    resample: str | None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time_embed: Float[Array, "b d"],
+        cond: Conditioning,
+        skips: list[Array] | None = None,
+    ) -> tuple[Float[Array, "b h2 w2 c2"], list[Array], AttentionMaps]:
+        """Returns the features, those after each step (the skip connections of a down block), and the attention maps."""
+        outputs, maps = [], {}
+        for i in range(self.num_layers):
+            if skips is not None:
+                x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
+            x = ResnetBlock(self.channels, self.num_groups, self.dtype, name=f"resnets_{i}")(x, time_embed)
+            if self.num_heads is not None:
+                name = f"attentions_{i}"
+                x, new_maps = SpatialTransformer(
+                    self.num_heads,
+                    self.depth,
+                    self.num_groups,
+                    self.use_linear_projection,
+                    self.identity,
+                    self.dtype,
+                    name=name,
+                )(x, cond)
+                maps |= with_prefix(name, new_maps)
+            outputs.append(x)
+        if self.resample is not None:
+            x = Resample(self.resample == "up", self.dtype, name=f"{self.resample}samplers_0")(x)
+            outputs.append(x)
+        return x, outputs, maps
+
+
+class MidBlock(nn.Module):
+    """Residual block, transformer, residual block at the lowest resolution."""
+
+    num_groups: int
+    num_heads: int
+    depth: int
+    use_linear_projection: bool
+    identity: IdentityAttentionSpec | None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], time_embed: Float[Array, "b d"], cond: Conditioning
+    ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
+        """Returns the features and the attention maps."""
+        channels = x.shape[-1]
+        x = ResnetBlock(channels, self.num_groups, self.dtype, name="resnets_0")(x, time_embed)
+        x, maps = SpatialTransformer(
+            self.num_heads, self.depth, self.num_groups, self.use_linear_projection, self.identity, self.dtype,
+            name="attentions_0",
+        )(x, cond)  # fmt: skip
+        x = ResnetBlock(channels, self.num_groups, self.dtype, name="resnets_1")(x, time_embed)
+        return x, with_prefix("attentions_0", maps)
+
+
+def with_prefix(name: str, maps: AttentionMaps) -> AttentionMaps:
+    """Puts a module's name before the paths of its attention maps."""
+    return {f"{name}/{path}": weights for path, weights in maps.items()}
