@@ -24,6 +24,10 @@ JSON_ITEMS = ("data", "metadata")
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+class CheckpointMismatchError(ValueError):
+    """The checkpoint is sound, but belongs to another model, optimizer or frozen base than this run."""
+
+
 class State(Protocol):
     """The checkpointed state: a dataclass with at least these fields; `train.state.TrainState` is one."""
 
@@ -85,7 +89,7 @@ class CheckpointManager:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def should_save(self, step: int) -> bool:
@@ -131,33 +135,33 @@ class CheckpointManager:
         older one has been restored, renamed to `damaged-<step>`; with several processes it is an error.
 
         Raises:
-            ValueError: the checkpoint has other parameters or frozen weights than this run, or none can be read.
+            CheckpointMismatchError: the checkpoint has other parameters or frozen weights than this run.
+            ValueError: no checkpoint can be read, or another number of processes saved it.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                metadata = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
-                layout, frozen = metadata["layout"], metadata["frozen"]
-                data = self._restore(step, data=ocp.args.JsonRestore())["data"]["processes"]
-            except Exception as error:  # Orbax and TensorStore raise bare exceptions for damaged files
-                failures[step] = self._failure(step, error)
-                continue
-            self._check(step, "frozen weights", frozen, self._frozen)
-            self._check(step, "parameters", layout, _layout(target))
-            data_state = data_states.unpack(data)
-            try:
-                state = self._restore_state(step, target)
-            except Exception as error:
+                metadata, data, state = self._read(step, target)
+            except CheckpointMismatchError:
+                raise
+            except Exception as error:  # noqa: BLE001 (Orbax raises bare exceptions for damaged files)
                 failures[step] = self._failure(step, error)
                 continue
             self._set_aside(failures)
-            return Restored(step, state, data_state, metadata)
+            return Restored(step, state, data_states.unpack(data), metadata)
         if failures:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
             raise ValueError(
                 f"expected a readable checkpoint in {self._directory}, got {reasons}; start in a new directory"
             )
         return None
+
+    def _read(self, step: int, target: State) -> tuple[dict[str, Any], list[Any], Any]:
+        texts = self._restore(step, **{name: ocp.args.JsonRestore() for name in JSON_ITEMS})
+        metadata = texts["metadata"]
+        self._check(step, "frozen weights", metadata["frozen"], self._frozen)
+        self._check(step, "parameters", metadata["layout"], _layout(target))
+        return metadata, texts["data"]["processes"], self._restore_state(step, target)
 
     def _restore(self, step: int, **args: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -182,7 +186,7 @@ class CheckpointManager:
         ]
         if different:
             more = f"; and {len(different) - 6} more" if len(different) > 6 else ""
-            raise ValueError(
+            raise CheckpointMismatchError(
                 f"expected to resume from {self._directory / str(step)} with its own {what}, got differences at "
                 f"{'; '.join(different[:6])}{more}; use the config and weights that the run began with, or a new workdir"
             )

@@ -9,8 +9,14 @@ import pytest
 from pidiff_jax.optim.groups import GroupSpec, make_optimizer
 from pidiff_jax.optim.rules import ParameterRule, assign_groups, split
 
-PARAMS = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones((2, 2))}, "c": {"kernel": jnp.ones(3)}}
-GROUPS = assign_groups([ParameterRule("^a", "slow"), ParameterRule("^b", "fast"), ParameterRule(".*", "frozen")], PARAMS)
+PARAMS = {
+    "a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "b": {"kernel": jnp.ones((2, 2))},
+    "c": {"kernel": jnp.ones(3)},
+}
+GROUPS = assign_groups(
+    [ParameterRule("^a", "slow"), ParameterRule("^b", "fast"), ParameterRule(".*", "frozen")], PARAMS
+)
 
 
 def one_update(optimizer, gradient):
@@ -42,7 +48,7 @@ def test_one_group_is_the_same_as_optax_adamw():
     states, params = [ours.init(PARAMS), theirs.init(PARAMS)], [PARAMS, PARAMS]
     for step in range(3):
         for i, optimizer in enumerate((ours, theirs)):
-            gradients = jax.tree.map(lambda x: jnp.cos(x * (step + 3)), params[i])
+            gradients = jax.tree.map(lambda x, offset=step + 3: jnp.cos(x * offset), params[i])
             updates, states[i] = optimizer.update(gradients, states[i], params[i])
             params[i] = optax.apply_updates(params[i], updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *params)

@@ -23,7 +23,11 @@ def test_the_first_matching_rule_wins():
 
 
 def test_a_rule_hidden_by_an_earlier_one_is_an_error():
-    rules = [ParameterRule(r"attn2/", "attention"), ParameterRule(r"to_k_id/", "identity"), ParameterRule(".*", "frozen")]
+    rules = [
+        ParameterRule(r"attn2/", "attention"),
+        ParameterRule(r"to_k_id/", "identity"),
+        ParameterRule(".*", "frozen"),
+    ]
     with pytest.raises(ValueError, match=r"every rule to be the first match.*to_k_id"):
         assign_groups(rules, TREE)
 
