@@ -66,7 +66,7 @@ class ClipTextSpec:
 
     @classmethod
     def sd21(cls) -> "ClipTextSpec":
-        """OpenCLIP ViT-H/14 without its last layer, as shipped with Stable Diffusion 2.x (reads the penultimate one)."""
+        """OpenCLIP ViT-H/14 without its last layer, as in Stable Diffusion 2.x (which reads the penultimate one)."""
         return cls(width=1024, num_layers=23, num_heads=16, mlp_width=4096, activation="gelu")
 
 

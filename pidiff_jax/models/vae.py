@@ -17,8 +17,9 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)
 class VAESpec:
     """Sizes of an `AutoencoderKL`; the defaults are those of Stable Diffusion 1.x and 2.x.
 
-    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `patch_size` folds squares
-    of that many pixels a side into channels before the encoder and unfolds them after the decoder, for cheap tiny models.
+    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `patch_size` folds
+    squares of that many pixels a side into channels before the encoder and unfolds them after the decoder, which makes
+    tiny models cheap.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)

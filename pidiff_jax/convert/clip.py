@@ -1,0 +1,40 @@
+"""`ClipText` parameters from and to the state dict of transformers' `CLIPTextModel`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
+from pidiff_jax.models.clip import ClipText, ClipTextSpec
+
+_PREFIX = "text_model."
+# A constant 0, 1, 2, ... that older files carry.
+_IGNORED = (r"text_model\.embeddings\.position_ids",)
+
+
+def clip_table(spec: ClipTextSpec) -> list[Entry]:
+    """The table between our text encoder and published files (whose names start with "text_model.")."""
+    text_ids = jnp.zeros((1, spec.max_length), jnp.int32)
+    shapes = nn.meta.unbox(jax.eval_shape(ClipText(spec).init, jax.random.key(0), text_ids))["params"]
+    return derive_table(shapes, renames=[("^", _PREFIX)])
+
+
+def clip_from_transformers(spec: ClipTextSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Our parameters from transformers' tensors; dtypes are kept.
+
+    Names may lack "text_model.", as in files that transformers 5 writes.
+
+    Raises:
+        ValueError: names every missing, unknown and misshapen tensor.
+    """
+    named = {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in tensors.items()}
+    return to_ours(clip_table(spec), named, _IGNORED)
+
+
+def clip_to_transformers(spec: ClipTextSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Transformers' tensors, with the names of published files; the inverse of `clip_from_transformers`."""
+    return to_foreign(clip_table(spec), params)

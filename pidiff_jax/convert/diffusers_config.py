@@ -1,0 +1,224 @@
+"""The config files of a diffusers folder, read into our specs; a setting we don't implement is refused, not ignored."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pidiff_jax.models.clip import ClipTextSpec
+from pidiff_jax.models.unet import UNetSpec
+from pidiff_jax.models.vae import VAESpec
+
+Config = Mapping[str, Any]
+
+_PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+_UNET_DEFAULTS = {
+    "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "attention_head_dim": 8, "cross_attention_dim": 1280, "use_linear_projection": False,
+    "transformer_layers_per_block": 1, "norm_num_groups": 32,
+}  # fmt: skip
+_UNET_FIXED = {
+    "act_fn": ("silu",), "addition_embed_type": (None,), "addition_time_embed_dim": (None,),
+    "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
+    "dropout": (0,), "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
+    "num_attention_heads": (None,), "num_class_embeds": (None,), "only_cross_attention": (False,),
+    "projection_class_embeddings_input_dim": (None,), "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",), "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,), "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+}  # fmt: skip
+# `upcast_attention` asks for a float32 softmax, which ours always is; the last belongs to an embedding that is off.
+_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
+
+_VAE_DEFAULTS = {
+    "in_channels": 3, "out_channels": 3, "block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4,
+    "norm_num_groups": 32, "scaling_factor": 0.18215, "mid_block_add_attention": True,
+    "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",),
+}  # fmt: skip
+_VAE_FIXED = {
+    "act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,), "shift_factor": (None,),
+    "use_post_quant_conv": (True,), "use_quant_conv": (True,),
+}  # fmt: skip
+_VAE_IGNORED = ("sample_size", "force_upcast")
+
+_TEXT_DEFAULTS = {
+    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+}  # fmt: skip
+_TEXT_FIXED = {
+    "attention_dropout": (0,), "dropout": (0,), "layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",),
+}  # fmt: skip
+# Token ids serve transformers' pooling, which Stable Diffusion doesn't read; padding is the tokenizer's business.
+_TEXT_IGNORED = (
+    "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_factor", "initializer_range", "pad_token_id",
+    "projection_dim", "torch_dtype", "transformers_version",
+)  # fmt: skip
+
+_SCHEDULE_DEFAULTS = {
+    "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
+    "prediction_type": "epsilon", "timestep_spacing": "leading", "set_alpha_to_one": True,
+    "rescale_betas_zero_snr": False,
+}  # fmt: skip
+_SCHEDULE_FIXED = {"trained_betas": (None,), "thresholding": (False,), "use_flow_sigmas": (False,)}
+# Diffusers' pipeline switches `clip_sample` off and sets `steps_offset` to 1 whatever the file says; the others tune
+# samplers and say nothing about the trained model.
+_SCHEDULE_IGNORED = (
+    "clip_sample", "steps_offset", "algorithm_type", "clip_sample_range", "disable_corrector",
+    "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type",
+    "lambda_min_clipped", "lower_order_final", "predict_x0", "sample_max_value", "shift_terminal", "sigma_max",
+    "sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_type",
+    "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
+    "variance_type",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """What a scheduler's config says about the trained model, and about DDIM sampling as diffusers' pipeline does it.
+
+    prediction_type: "eps", "v" or "x0". beta_schedule: "linear", "scaled_linear" or "squaredcos_cap_v2".
+    """
+
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    prediction_type: str
+    rescale_betas_zero_snr: bool
+    timestep_spacing: str
+    set_alpha_to_one: bool
+    steps_offset: int = 1
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, got a syntax error ({error}); download or copy it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"expected a JSON object in {path}, got a {type(config).__name__}; download or copy it again")
+    return config
+
+
+def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
+    """The spec of a `UNet2DConditionModel`, without identity branch; `source` names the config in errors."""
+    values = _read(config, source, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED)
+    down = _block_types(values["down_block_types"], ("DownBlock2D", "CrossAttnDownBlock2D"), source, "down_block_types")
+    up = _block_types(values["up_block_types"], ("UpBlock2D", "CrossAttnUpBlock2D"), source, "up_block_types")
+    if up[::-1] != down:
+        raise ValueError(
+            f"{source}: expected up_block_types to mirror down_block_types, got {values['up_block_types']} for "
+            f"{values['down_block_types']}; such a UNet isn't implemented"
+        )
+    if not isinstance(values["cross_attention_dim"], int) or not isinstance(values["layers_per_block"], int):
+        raise ValueError(
+            f"{source}: expected one cross_attention_dim and layers_per_block for all levels, got "
+            f"{values['cross_attention_dim']} and {values['layers_per_block']}; such a UNet isn't implemented"
+        )
+    return UNetSpec(
+        in_channels=values["in_channels"],
+        out_channels=values["out_channels"],
+        block_out_channels=values["block_out_channels"],
+        layers_per_block=values["layers_per_block"],
+        down_attention=down,
+        num_heads=values["attention_head_dim"],  # diffusers' name for the number of heads of these models
+        cross_attention_dim=values["cross_attention_dim"],
+        use_linear_projection=values["use_linear_projection"],
+        transformer_depth=values["transformer_layers_per_block"],
+        norm_num_groups=values["norm_num_groups"],
+    )
+
+
+def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
+    """The spec of an `AutoencoderKL`."""
+    values = _read(config, source, "AutoencoderKL", _VAE_DEFAULTS, _VAE_FIXED, _VAE_IGNORED)
+    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        expected = (kind,) * len(values["block_out_channels"])
+        if values[name] != expected:
+            raise ValueError(f"{source}: expected {name} {expected}, got {values[name]}; such a VAE isn't implemented")
+    if values["in_channels"] != values["out_channels"]:
+        raise ValueError(
+            f"{source}: expected out_channels {values['in_channels']} as in_channels, got {values['out_channels']}; "
+            "such a VAE isn't implemented"
+        )
+    return VAESpec(
+        block_out_channels=values["block_out_channels"],
+        layers_per_block=values["layers_per_block"],
+        latent_channels=values["latent_channels"],
+        norm_num_groups=values["norm_num_groups"],
+        scaling_factor=values["scaling_factor"],
+        in_channels=values["in_channels"],
+        mid_attention=values["mid_block_add_attention"],
+    )
+
+
+def text_spec(config: Config, source: str = "text_encoder/config.json") -> ClipTextSpec:
+    """The spec of a `CLIPTextModel`."""
+    if config.get("architectures") not in (None, ["CLIPTextModel"]):
+        raise ValueError(
+            f"{source}: expected architectures ['CLIPTextModel'], got {config['architectures']}; only this encoder "
+            "is implemented"
+        )
+    values = _read(config, source, None, _TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
+    return ClipTextSpec(
+        vocab_size=values["vocab_size"],
+        width=values["hidden_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        mlp_width=values["intermediate_size"],
+        max_length=values["max_position_embeddings"],
+        activation=values["hidden_act"],
+    )
+
+
+def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.json") -> ScheduleSettings:
+    """The settings of any of diffusers' schedulers for models of Stable Diffusion's kind."""
+    values = _read(config, source, None, _SCHEDULE_DEFAULTS, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
+    for name, known in (("prediction_type", tuple(_PREDICTION_TYPES)), ("beta_schedule", _BETA_SCHEDULES)):
+        if values[name] not in known:
+            raise ValueError(f"{source}: expected {name} to be one of {known}, got {values[name]!r}; not implemented")
+    return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
+
+
+def _read(
+    config: Config, source: str, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
+) -> dict[str, Any]:
+    """Values of the fields in `defaults`; every other field must be ignored or have one of its `fixed` values."""
+    problems = []
+    if class_name is not None and config.get("_class_name", class_name) != class_name:
+        problems.append(f"expected _class_name {class_name!r}, got {config['_class_name']!r}")
+    for name, value in config.items():
+        if name in defaults or name in ignored or name.startswith("_"):
+            continue
+        if name not in fixed:
+            problems.append(f"expected no field {name!r}, got {value!r}")
+        elif value not in fixed[name]:
+            problems.append(f"expected {name!r} {' or '.join(map(repr, fixed[name]))}, got {value!r}")
+    if problems:
+        raise ValueError(f"{source}: {'; '.join(problems)}; only models without such settings are implemented")
+    return {name: _as_tuple(config.get(name, default)) for name, default in defaults.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _block_types(types: tuple[str, ...], known: tuple[str, str], source: str, name: str) -> tuple[bool, ...]:
+    """Which blocks have attention; `known` are the names without and with it."""
+    if unknown := sorted(set(types) - set(known)):
+        raise ValueError(f"{source}: expected {name} of {known}, got {unknown}; such blocks aren't implemented")
+    return tuple(kind == known[1] for kind in types)

@@ -1,0 +1,205 @@
+"""A Stable Diffusion folder in diffusers' format, loaded whole or part by part."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from transformers import CLIPTokenizer
+
+from data_pipeline.tokenizer import load_tokenizer, tokenize
+from pidiff_jax.convert import diffusers_config as configs
+from pidiff_jax.convert.clip import clip_from_transformers
+from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.table import to_ours
+from pidiff_jax.convert.unet import unet_table
+from pidiff_jax.convert.vae import vae_from_diffusers
+from pidiff_jax.diffusion.schedule import NoiseSchedule
+from pidiff_jax.models.clip import ClipText, ClipTextSpec
+from pidiff_jax.models.identity_mapper import IdentityMapper
+from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
+from pidiff_jax.models.vae import AutoencoderKL, VAESpec
+from pidiff_jax.pipeline import Components
+
+# Weight files of each part without their suffixes, the usual name first.
+_STEMS = {
+    "unet": ("diffusion_pytorch_model",),
+    "vae": ("diffusion_pytorch_model",),
+    "text_encoder": ("model", "pytorch_model"),
+}
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+# Parts of a pipeline that drawing a picture doesn't need.
+_UNUSED_PARTS = ("safety_checker", "feature_extractor")
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """A whole text-to-image model: specs, parameters (plain nested dicts), tokenizer, schedule."""
+
+    unet_spec: UNetSpec
+    unet_params: dict[str, Any]
+    vae_spec: VAESpec
+    vae_params: dict[str, Any]
+    text_spec: ClipTextSpec
+    text_params: dict[str, Any]
+    tokenizer: CLIPTokenizer
+    schedule: configs.ScheduleSettings
+
+    def to_components(self, identity: IdentityAttentionSpec | None, mapper: IdentityMapper | None) -> Components:
+        """The modules for these specs, with an identity branch in the UNet where `identity` is given."""
+        return Components(
+            unet=UNet(replace(self.unet_spec, identity=identity)),
+            text_encoder=ClipText(self.text_spec),
+            vae=AutoencoderKL(self.vae_spec),
+            mapper=mapper,
+            schedule=noise_schedule(self.schedule),
+            prediction_type=self.schedule.prediction_type,
+            null_text_ids=tuple(int(i) for i in tokenize(self.tokenizer, [""])[0]),
+            tokenizer=self.tokenizer,
+            timestep_spacing=self.schedule.timestep_spacing,
+            steps_offset=self.schedule.steps_offset,
+            set_alpha_to_one=self.schedule.set_alpha_to_one,
+        )
+
+
+def load_diffusers_folder(
+    path: Path | str, *, variant: str | None = None, dtype: np.dtype | type | None = np.float32
+) -> DiffusersFolder:
+    """Loads a Stable Diffusion 1.x or 2.x folder as `save_pretrained` of diffusers writes it.
+
+    Args:
+        path: folder with model_index.json.
+        variant: reads `*.<variant>.safetensors` (for example "fp16") instead of the plain files.
+        dtype: of the parameters; None keeps the files'.
+
+    Raises:
+        FileNotFoundError: lists every missing file.
+        ValueError: a part, a config field or a tensor that isn't implemented, or parts that don't fit each other.
+    """
+    path = Path(path)
+    check_files(path, variant)
+    _check_classes(path / "model_index.json")
+    # Configs and tokenizer first: what doesn't fit is found before gigabytes are read.
+    unet_spec = configs.unet_spec(*_config(path / "unet"))
+    vae_spec = configs.vae_spec(*_config(path / "vae"))
+    text_spec = configs.text_spec(*_config(path / "text_encoder"))
+    schedule = configs.schedule_settings(*_config(path / "scheduler", "scheduler_config.json"))
+    tokenizer = load_tokenizer(path / "tokenizer")
+    _check_parts(path, unet_spec, vae_spec, text_spec, tokenizer)
+    return DiffusersFolder(
+        unet_spec=unet_spec,
+        unet_params=load_unet(path / "unet", variant, dtype)[1],
+        vae_spec=vae_spec,
+        vae_params=load_vae(path / "vae", variant, dtype)[1],
+        text_spec=text_spec,
+        text_params=load_text_encoder(path / "text_encoder", variant, dtype)[1],
+        tokenizer=tokenizer,
+        schedule=schedule,
+    )
+
+
+def load_unet(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[UNetSpec, dict[str, Any]]:
+    """Spec and parameters of a folder with a `UNet2DConditionModel`."""
+    spec = configs.unet_spec(*_config(folder))
+    side = 2 ** (len(spec.block_out_channels) - 1)
+    inputs = jnp.zeros((1, side, side, spec.in_channels)), jnp.zeros((1,)), jnp.zeros((1, 1, spec.cross_attention_dim))
+    shapes = nn.meta.unbox(jax.eval_shape(UNet(spec).init, jax.random.key(0), *inputs))["params"]
+    return spec, to_ours(unet_table(spec, shapes), read_tensors(weight_file(folder, _STEMS["unet"], variant), dtype))
+
+
+def load_vae(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[VAESpec, dict[str, Any]]:
+    """Spec and parameters of a folder with an `AutoencoderKL`."""
+    spec = configs.vae_spec(*_config(folder))
+    return spec, vae_from_diffusers(spec, read_tensors(weight_file(folder, _STEMS["vae"], variant), dtype))
+
+
+def load_text_encoder(
+    folder: Path, variant: str | None = None, dtype: Any = np.float32
+) -> tuple[ClipTextSpec, dict[str, Any]]:
+    """Spec and parameters of a folder with a `CLIPTextModel`."""
+    spec = configs.text_spec(*_config(folder))
+    return spec, clip_from_transformers(spec, read_tensors(weight_file(folder, _STEMS["text_encoder"], variant), dtype))
+
+
+def noise_schedule(settings: configs.ScheduleSettings) -> NoiseSchedule:
+    """The noise schedule that the model was trained with."""
+    if settings.beta_schedule == "squaredcos_cap_v2":
+        schedule = NoiseSchedule.cosine(settings.num_train_timesteps)
+    else:
+        make = NoiseSchedule.linear if settings.beta_schedule == "linear" else NoiseSchedule.scaled_linear
+        schedule = make(settings.beta_start, settings.beta_end, settings.num_train_timesteps)
+    return schedule.zero_terminal_snr() if settings.rescale_betas_zero_snr else schedule
+
+
+def check_files(path: Path, variant: str | None = None) -> None:
+    """Raises FileNotFoundError with every file that a Stable Diffusion folder should have and this one lacks."""
+    singles = ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _STEMS)]
+    missing = [name for name in singles if not (path / name).is_file()]
+    for part, stems in _STEMS.items():
+        try:
+            weight_file(path / part, stems, variant)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    if not any((path / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        missing.append("tokenizer/vocab.json with merges.txt")
+    if missing:
+        raise FileNotFoundError(
+            f"expected a Stable Diffusion folder in diffusers' format at {path}, missing {', '.join(missing)}; download "
+            "the whole repository or correct the path"
+        )
+
+
+def weight_file(folder: Path, stems: tuple[str, ...], variant: str | None = None) -> Path:
+    """The weight file or shard index of a part: safetensors before PyTorch, whole before sharded.
+
+    Raises:
+        FileNotFoundError: none is there; the message is the missing file, and other variants if there are any.
+    """
+    dot = f".{variant}" if variant else ""
+    for ending in (f"{dot}.safetensors", f".safetensors.index{dot}.json", f"{dot}.bin", f".bin.index{dot}.json"):
+        for stem in stems:
+            if (folder / (stem + ending)).is_file():
+                return folder / (stem + ending)
+    others = sorted(p.name for stem in stems for p in folder.glob(f"{stem}*") if "-of-" not in p.name)
+    hint = f" (there is {', '.join(others)}: choose its variant)" if others else ""
+    raise FileNotFoundError(f"{folder.name}/{stems[0]}{dot}.safetensors{hint}")
+
+
+def _config(folder: Path, name: str = "config.json") -> tuple[dict[str, Any], str]:
+    return configs.read_config(folder / name), str(folder / name)
+
+
+def _check_classes(index: Path) -> None:
+    """Refuses pipelines with parts of other classes, or with parts that we would leave out."""
+    problems = []
+    for part, value in configs.read_config(index).items():
+        kind = value[1] if isinstance(value, list) and len(value) == 2 else None
+        if kind is None or part in _UNUSED_PARTS or part == "scheduler":
+            continue
+        if part not in _CLASSES:
+            problems.append(f"expected no part {part!r}, got a {kind}")
+        elif kind not in _CLASSES[part]:
+            problems.append(f"expected {part} of class {' or '.join(_CLASSES[part])}, got {kind}")
+    if problems:
+        raise ValueError(f"{index}: {'; '.join(problems)}; Stable Diffusion 1.x and 2.x are implemented")
+
+
+def _check_parts(path: Path, unet: UNetSpec, vae: VAESpec, text: ClipTextSpec, tokenizer: CLIPTokenizer) -> None:
+    pairs = (
+        ("unet in_channels", unet.in_channels, "the VAE's latent_channels", vae.latent_channels),
+        ("unet out_channels", unet.out_channels, "the VAE's latent_channels", vae.latent_channels),
+        ("unet cross_attention_dim", unet.cross_attention_dim, "the text encoder's hidden_size", text.width),
+        ("tokenizer vocabulary", len(tokenizer), "the text encoder's vocab_size", text.vocab_size),
+        ("tokenizer model_max_length", tokenizer.model_max_length, "the text encoder's positions", text.max_length),
+    )
+    problems = [f"expected {name} {want} as {what}, got {value}" for name, value, what, want in pairs if value != want]
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}; the parts are of different models")

@@ -1,0 +1,40 @@
+"""`AutoencoderKL` parameters from and to diffusers' state dict."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
+from pidiff_jax.models.vae import AutoencoderKL, VAESpec
+
+# Attention names in files written before diffusers 0.17.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def vae_table(spec: VAESpec) -> list[Entry]:
+    """The table between our VAE and diffusers' `AutoencoderKL`."""
+    pixels = jnp.zeros((1, spec.downsampling, spec.downsampling, spec.in_channels))
+    return derive_table(nn.meta.unbox(jax.eval_shape(AutoencoderKL(spec).init, jax.random.key(0), pixels))["params"])
+
+
+def vae_from_diffusers(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Our parameters from diffusers' tensors, with new or old attention names; dtypes are kept.
+
+    Raises:
+        ValueError: names every missing, unknown and misshapen tensor.
+    """
+    return to_ours(vae_table(spec), {_new_name(name): tensor for name, tensor in tensors.items()})
+
+
+def vae_to_diffusers(spec: VAESpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Diffusers' tensors, with today's names; the inverse of `vae_from_diffusers`."""
+    return to_foreign(vae_table(spec), params)
+
+
+def _new_name(name: str) -> str:
+    return re.sub(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)", lambda old: _OLD_NAMES[old.group()], name)
