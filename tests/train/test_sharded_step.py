@@ -1,4 +1,10 @@
-"""The same training on one device and on eight, however the mesh divides them."""
+"""The same training on one device, on eight however the mesh divides them, and in two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +15,7 @@ from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train.step import compile_train_step, make_train_step
 from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, start
 
+ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
 
 
@@ -55,3 +62,32 @@ def test_moments_and_averages_lie_where_their_parameter_lies():
     same_shape = [x for x in jax.tree.leaves((state.ema, state.opt_state)) if x.shape == (16, 32)]
     assert len(same_shape) == 3
     assert all(x.sharding.spec == spec for x in same_shape)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    logs = [(tmp_path / f"log{index}").open("w+") for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.process_of_two", str(port), str(index), str(tmp_path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        for index, log in enumerate(logs)
+    ]
+    try:
+        codes = [process.wait(timeout=120) for process in processes]
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            log.close()
+    assert codes == [0, 0], [(tmp_path / f"log{index}").read_text()[-2000:] for index in range(2)]
+    expected = jax.tree_util.tree_leaves_with_path(train(make_mesh(devices=jax.devices()[:1]))[0])
+    actual = np.load(tmp_path / "end.npz")
+    assert_close(dict(actual), {jax.tree_util.keystr(path): leaf for path, leaf in expected})
