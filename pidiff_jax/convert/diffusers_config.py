@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pidiff_jax.convert.unet import unet_spec_from_config
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
@@ -14,30 +15,6 @@ Config = Mapping[str, Any]
 
 _PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-
-_UNET_DEFAULTS = {
-    "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "attention_head_dim": 8, "cross_attention_dim": 1280, "use_linear_projection": False,
-    "transformer_layers_per_block": 1, "norm_num_groups": 32,
-}  # fmt: skip
-_UNET_FIXED = {
-    "act_fn": ("silu",), "addition_embed_type": (None,), "addition_time_embed_dim": (None,),
-    "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
-    "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
-    "dropout": (0,), "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
-    "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
-    "num_attention_heads": (None,), "num_class_embeds": (None,), "only_cross_attention": (False,),
-    "projection_class_embeddings_input_dim": (None,), "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",), "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,), "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",), "timestep_post_act": (None,),
-}  # fmt: skip
-# `upcast_attention` asks for a float32 softmax, which ours always is; the last belongs to an embedding that is off.
-_UNET_IGNORED = ("sample_size", "upcast_attention", "addition_embed_type_num_heads")
 
 _VAE_DEFAULTS = {
     "in_channels": 3, "out_channels": 3, "block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4,
@@ -116,31 +93,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
     """The spec of a `UNet2DConditionModel`, without identity branch; `source` names the config in errors."""
-    values = _read(config, source, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED)
-    down = _block_types(values["down_block_types"], ("DownBlock2D", "CrossAttnDownBlock2D"), source, "down_block_types")
-    up = _block_types(values["up_block_types"], ("UpBlock2D", "CrossAttnUpBlock2D"), source, "up_block_types")
-    if up[::-1] != down:
-        raise ValueError(
-            f"{source}: expected up_block_types to mirror down_block_types, got {values['up_block_types']} for "
-            f"{values['down_block_types']}; such a UNet isn't implemented"
-        )
-    if not isinstance(values["cross_attention_dim"], int) or not isinstance(values["layers_per_block"], int):
-        raise ValueError(
-            f"{source}: expected one cross_attention_dim and layers_per_block for all levels, got "
-            f"{values['cross_attention_dim']} and {values['layers_per_block']}; such a UNet isn't implemented"
-        )
-    return UNetSpec(
-        in_channels=values["in_channels"],
-        out_channels=values["out_channels"],
-        block_out_channels=values["block_out_channels"],
-        layers_per_block=values["layers_per_block"],
-        down_attention=down,
-        num_heads=values["attention_head_dim"],  # diffusers' name for the number of heads of these models
-        cross_attention_dim=values["cross_attention_dim"],
-        use_linear_projection=values["use_linear_projection"],
-        transformer_depth=values["transformer_layers_per_block"],
-        norm_num_groups=values["norm_num_groups"],
-    )
+    try:
+        return unet_spec_from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
@@ -215,10 +171,3 @@ def _read(
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _block_types(types: tuple[str, ...], known: tuple[str, str], source: str, name: str) -> tuple[bool, ...]:
-    """Which blocks have attention; `known` are the names without and with it."""
-    if unknown := sorted(set(types) - set(known)):
-        raise ValueError(f"{source}: expected {name} of {known}, got {unknown}; such blocks aren't implemented")
-    return tuple(kind == known[1] for kind in types)

@@ -4,10 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from transformers import CLIPTokenizer
 
 from data_pipeline.tokenizer import load_tokenizer, tokenize
@@ -109,10 +106,7 @@ def load_diffusers_folder(
 def load_unet(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[UNetSpec, dict[str, Any]]:
     """Spec and parameters of a folder with a `UNet2DConditionModel`."""
     spec = configs.unet_spec(*_config(folder))
-    side = 2 ** (len(spec.block_out_channels) - 1)
-    inputs = jnp.zeros((1, side, side, spec.in_channels)), jnp.zeros((1,)), jnp.zeros((1, 1, spec.cross_attention_dim))
-    shapes = nn.meta.unbox(jax.eval_shape(UNet(spec).init, jax.random.key(0), *inputs))["params"]
-    return spec, to_ours(unet_table(spec, shapes), read_tensors(weight_file(folder, _STEMS["unet"], variant), dtype))
+    return spec, to_ours(unet_table(spec), read_tensors(weight_file(folder, _STEMS["unet"], variant), dtype))
 
 
 def load_vae(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[VAESpec, dict[str, Any]]:
@@ -152,8 +146,8 @@ def check_files(path: Path, variant: str | None = None) -> None:
         missing.append("tokenizer/vocab.json with merges.txt")
     if missing:
         raise FileNotFoundError(
-            f"expected a Stable Diffusion folder in diffusers' format at {path}, missing {', '.join(missing)}; download "
-            "the whole repository or correct the path"
+            f"expected a Stable Diffusion folder in diffusers' format at {path}, missing {', '.join(missing)}; "
+            "download the whole repository or correct the path"
         )
 
 
