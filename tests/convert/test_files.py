@@ -1,0 +1,147 @@
+"""Weight files are read whole and strictly, written atomically, and never run code."""
+
+import json
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from pidiff_jax.convert import files
+from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
+
+TENSORS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
+    "half": np.array([1.5, -2.0], np.float16),
+    "brain": np.array([1.0, 3.0], ml_dtypes.bfloat16),
+    "count": np.array(7, np.int64),
+}
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype and actual[name].shape == value.shape, name
+        np.testing.assert_array_equal(actual[name], value)
+
+
+def test_written_tensors_come_back_bit_for_bit(tmp_path):
+    path = tmp_path / "new" / "weights.safetensors"
+    write_safetensors(path, TENSORS, {"made_by": "a test"})
+    assert_same(read_tensors(path), TENSORS)
+    assert read_metadata(path) == {"made_by": "a test"}
+    assert [p.name for p in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_casting_touches_floats_only(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", TENSORS)
+    kinds = {name: tensor.dtype for name, tensor in read_tensors(tmp_path / "w.safetensors", np.float32).items()}
+    assert kinds == {"a.weight": np.float32, "half": np.float32, "brain": np.float32, "count": np.int64}
+
+
+def test_a_file_is_never_overwritten(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="expected no file"):
+        write_safetensors(path, TENSORS)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_file_made_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+
+    def save_and_lose_the_race(tensors, draft, metadata):
+        save_file(tensors, draft, metadata)
+        path.write_bytes(b"precious")
+
+    monkeypatch.setattr(files, "save_file", save_and_lose_the_race)
+    with pytest.raises(FileExistsError, match="expected no file"):
+        write_safetensors(path, TENSORS)
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(Exception, match="metadata|argument|str"):
+        write_safetensors(tmp_path / "w.safetensors", TENSORS, {"number": 3})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_files_are_flattened_to_dotted_names(tmp_path):
+    path = tmp_path / "adapter.bin"
+    content = {"w_proj": {"norm.weight": torch.ones(2)}, "rows": [torch.zeros(1), torch.ones(1).bfloat16()], "step": 3}
+    torch.save(content, path)
+    assert_same(
+        read_tensors(path),
+        {
+            "w_proj.norm.weight": np.ones(2, np.float32),
+            "rows.0": np.zeros(1, np.float32),
+            "rows.1": np.ones(1, ml_dtypes.bfloat16),
+        },
+    )
+    torch.save(torch.arange(3), tmp_path / "direction.pt")
+    assert_same(read_tensors(tmp_path / "direction.pt"), {"tensor": np.arange(3)})
+
+
+def test_code_in_a_torch_file_is_refused_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written_by_payload"), "w"))
+
+    torch.save({"weight": Payload()}, tmp_path / "model.ckpt", pickle_protocol=2)
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    for name in ("model.ckpt", "plain.bin"):
+        with pytest.raises(ValueError, match="expected a PyTorch file of plain tensors"):
+            read_tensors(tmp_path / name)
+    assert not (tmp_path / "written_by_payload").exists()
+
+
+def write_shards(folder):
+    names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(TENSORS)}
+    for shard in set(names.values()):
+        write_safetensors(folder / shard, {n: TENSORS[n] for n, s in names.items() if s == shard})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return folder / "model.safetensors.index.json", names
+
+
+def test_shards_are_joined(tmp_path):
+    index, _ = write_shards(tmp_path)
+    assert_same(read_tensors(index), TENSORS)
+
+
+def test_missing_shards_are_listed(tmp_path):
+    index, names = write_shards(tmp_path)
+    for shard in set(names.values()):
+        (tmp_path / shard).unlink()
+    with pytest.raises(FileNotFoundError, match="missing model-00001-of-00002.safetensors, model-00002"):
+        read_tensors(index)
+
+
+def test_shards_that_differ_from_their_index_are_refused(tmp_path):
+    index, names = write_shards(tmp_path)
+    index.write_text(json.dumps({"weight_map": names | {"extra": names["half"]}}))
+    with pytest.raises(ValueError, match="difference in extra"):
+        read_tensors(index)
+    index.write_text(json.dumps({"weight_map": names | {"extra": "../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match="elsewhere"):
+        read_tensors(index)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="weight_map"):
+        read_tensors(index)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.ckpt"])
+def test_damaged_and_missing_files_give_one_clear_line(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="expected a weight file"):
+        read_tensors(tmp_path / name)
+    (tmp_path / name).write_bytes(b"\x10\x00\x00\x00garbage")
+    with pytest.raises(ValueError, match="copy it again|damaged") as error:
+        read_tensors(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_other_kinds_of_file_are_refused(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="convert it first"):
+        read_tensors(tmp_path / "weights.npz")

@@ -1,0 +1,154 @@
+"""Captions become the ids that CLIP's own byte-pair encoding gives; a tokenizer of the wrong size can't slip in."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+
+from data_pipeline import tokenizer as tokenizers
+from data_pipeline.portraits import CAPTION_TEMPLATES, SCENE_ATTRIBUTES, caption, caption_words
+from data_pipeline.tokenizer import (
+    apply_merges,
+    load_tokenizer,
+    portraits_tokenizer,
+    tokenize,
+    word_vocabulary,
+    write_tokenizer,
+)
+
+CAPTIONS = ["a photo of a red cat", "", "It's 12 o'clock!?", "naïve Café —  東京", "word " * 100]
+CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def small_vocabulary():
+    return word_vocabulary(["a", "photo", "of", "red", "cat", "caterpillar", "scatter"])
+
+
+def clip_vocabulary():
+    """CLIP's own vocabulary where open_clip's package has its file; the package itself isn't imported."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None:
+        return None
+    path = Path(next(iter(spec.submodule_search_locations))) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1:48895]]
+    symbols = list(tokenizers._byte_symbols().values())
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *("".join(m) for m in merges)]
+    return {t: i for i, t in enumerate([*tokens, tokenizers.START, tokenizers.END])}, merges
+
+
+@pytest.fixture(scope="module", params=["CLIP's vocabulary", "small vocabulary"])
+def folder_and_vocabulary(request, tmp_path_factory):
+    found = clip_vocabulary() if request.param.startswith("CLIP") else small_vocabulary()
+    if found is None:
+        pytest.skip("open_clip's vocabulary file isn't installed; the small vocabulary is tested")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, *found, max_length=77)
+    return folder, *found
+
+
+def test_ids_equal_an_independent_byte_pair_encoder(folder_and_vocabulary):
+    folder, vocabulary, merges = folder_and_vocabulary
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    expected = []
+    for text in CAPTIONS:
+        words = regex.findall(CLIP_PATTERN, " ".join(text.split()).lower())
+        ids = [vocabulary[piece] for word in words for piece in apply_merges(word, ranks)][:75]
+        start, end = vocabulary[tokenizers.START], vocabulary[tokenizers.END]
+        expected.append([start, *ids, *[end] * (76 - len(ids))])
+    ids = tokenize(load_tokenizer(folder), CAPTIONS)
+    assert ids.dtype == np.int32
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_clip_vocabulary_gives_the_published_ids(folder_and_vocabulary):
+    folder, vocabulary, _ = folder_and_vocabulary
+    if len(vocabulary) != 49408:
+        pytest.skip("only for CLIP's vocabulary")
+    assert list(tokenize(load_tokenizer(folder), ["a photo of a cat"])[0, :7]) == [
+        49406,
+        320,
+        1125,
+        539,
+        320,
+        2368,
+        49407,
+    ]
+
+
+def test_a_folder_in_the_newer_format_gives_the_same_ids(tmp_path):
+    write_tokenizer(tmp_path / "old", *small_vocabulary(), max_length=77)
+    old = load_tokenizer(tmp_path / "old")
+    old.save_pretrained(str(tmp_path / "new"))
+    assert not (tmp_path / "new" / "vocab.json").exists()
+    np.testing.assert_array_equal(tokenize(load_tokenizer(tmp_path / "new"), CAPTIONS), tokenize(old, CAPTIONS))
+
+
+def test_padding_follows_the_folder(tmp_path):
+    """Stable Diffusion 2.x pads with "!", whose id is 0."""
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "!"}))
+    assert list(tokenize(load_tokenizer(tmp_path), ["cat"])[0, 3:]) == [0] * 5
+
+
+def test_every_portraits_word_is_one_token():
+    tokenizer = portraits_tokenizer()
+    assert tokenizer.model_max_length == 16
+    ids = tokenizer(caption_words())["input_ids"]
+    assert {len(row) for row in ids} == {3}
+    assert len({row[1] for row in ids}) == len(caption_words())
+
+
+def test_every_portraits_caption_fits():
+    longest = max(
+        (caption([options.index(max(options, key=len)) for options in SCENE_ATTRIBUTES.values()], t))
+        for t in range(len(CAPTION_TEMPLATES))
+    )
+    assert len(portraits_tokenizer()(longest)["input_ids"]) <= 16
+
+
+def test_the_portraits_tokenizer_is_made_once_and_always_alike():
+    assert portraits_tokenizer() is portraits_tokenizer()
+    assert word_vocabulary(caption_words()) == word_vocabulary(caption_words())
+
+
+def test_words_that_hold_each_other_stay_whole():
+    words = ["tree", "re", "reed", "trees", "street", "ee", "t"]
+    vocabulary, merges = word_vocabulary(words)
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    assert [apply_merges(word, ranks) for word in words] == [[word + "</w>"] for word in words]
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+
+
+def test_a_vocabulary_of_the_wrong_size_is_refused(tmp_path, monkeypatch):
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    monkeypatch.setattr(tokenizers.CLIPTokenizer, "__len__", lambda self: 2)
+    with pytest.raises(ValueError, match=r"expected \d{3} tokens .* got 2"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_without_length_or_files_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vocab.json and merges.txt"):
+        load_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="model_max_length"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_folder_is_never_overwritten(tmp_path):
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    with pytest.raises(FileExistsError, match="expected no tokenizer"):
+        write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+
+
+def test_words_with_spaces_or_capitals_are_refused():
+    with pytest.raises(ValueError, match="'Red'"):
+        word_vocabulary(["Red"])
+    with pytest.raises(ValueError, match="'a b'"):
+        word_vocabulary(["a b"])
