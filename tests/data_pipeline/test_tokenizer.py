@@ -20,7 +20,7 @@ from data_pipeline.tokenizer import (
     write_tokenizer,
 )
 
-CAPTIONS = ["a photo of a red cat", "", "It's 12 o'clock!?", "naïve Café —  東京", "word " * 100]
+CAPTIONS = ["a photo of a cat", "", "It's 12 o'clock!?", "naïve Café —  東京", "word " * 100]
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -63,21 +63,8 @@ def test_ids_equal_an_independent_byte_pair_encoder(folder_and_vocabulary):
     ids = tokenize(load_tokenizer(folder), CAPTIONS)
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(ids, expected)
-
-
-def test_clip_vocabulary_gives_the_published_ids(folder_and_vocabulary):
-    folder, vocabulary, _ = folder_and_vocabulary
-    if len(vocabulary) != 49408:
-        pytest.skip("only for CLIP's vocabulary")
-    assert list(tokenize(load_tokenizer(folder), ["a photo of a cat"])[0, :7]) == [
-        49406,
-        320,
-        1125,
-        539,
-        320,
-        2368,
-        49407,
-    ]
+    if len(vocabulary) == 49408:  # what CLIP's authors' tokenizer gives
+        assert list(ids[0, :7]) == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def test_a_folder_in_the_newer_format_gives_the_same_ids(tmp_path):
