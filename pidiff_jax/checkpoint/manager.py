@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class CheckpointMismatchError(ValueError):
     """The checkpoint is sound, but belongs to another model, optimizer or frozen base than this run."""
 
 
+@runtime_checkable
 class State(Protocol):
     """The checkpointed state: a dataclass with at least these fields; `train.state.TrainState` is one."""
 
@@ -86,7 +87,7 @@ class CheckpointManager:
         texts = {name: ocp.JsonCheckpointHandler() for name in JSON_ITEMS}
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=arrays | texts)
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_: object) -> None:

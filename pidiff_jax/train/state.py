@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
 
 from pidiff_jax.optim.groups import GroupedOptimizer
 from pidiff_jax.optim.rules import flatten
@@ -16,10 +15,11 @@ from pidiff_jax.sharding.rules import replicated
 class TrainState:
     """The donated and checkpointed part of a run; frozen parameters live beside it.
 
-    step counts finished updates. ema mirrors trainable, or is None when no average is kept.
+    step (int32 scalar) counts finished updates. ema mirrors trainable, or is None when no average is kept. The leaves are
+    arrays, or whatever a `jax.tree.map` over the state makes of them: shape structs, shardings.
     """
 
-    step: Int[Array, ""]
+    step: Any
     trainable: Any
     opt_state: Any
     ema: Any

@@ -40,7 +40,7 @@ NETWORK = TinyNetwork()
 
 def loss_fn(params: Any, batch: Mapping[str, Any], key: Any, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     noise = jax.random.normal(key, batch["latents"].shape) if train else jnp.zeros_like(batch["latents"])
-    prediction = NETWORK.apply({"params": params}, batch["latents"] + noise, batch["wplus"])
+    prediction = NETWORK.apply({"params": params}, batch["latents"] + noise, jnp.asarray(batch["wplus"]))
     error = jnp.square(prediction - noise)
     losses = {"denoising": error.mean(axis=(1, 2, 3)), "localisation": jnp.abs(prediction).mean(axis=(1, 2, 3))}
     return losses, {"noise_mean": noise.mean(axis=(1, 2, 3))}
@@ -56,7 +56,7 @@ def make_batch(index: int, size: int = 8) -> dict[str, np.ndarray]:
 
 def start(mesh: Mesh, *, clip_norm: float | None = 1.0) -> tuple[TrainState, Any, GroupedOptimizer]:
     """Returns the initial state, the frozen parameters and the optimizer, placed on the mesh."""
-    boxed = NETWORK.init(jax.random.key(7), *make_batch(0).values())["params"]
+    boxed = NETWORK.init(jax.random.key(7), *map(jnp.asarray, make_batch(0).values()))["params"]
     params = nn.unbox(boxed)
     groups = assign_groups(RULES, params)
     shardings = infer_shardings(boxed, mesh, min_elements=0)
