@@ -94,8 +94,8 @@ def attention_weights(
     mask: Bool[Array, "#b #k #n m"] | None = None,
     sink: bool = False,
 ) -> Float[Array, "b k n m"]:
-    """Softmax weights over the keys; with `sink`, over the keys and one more whose logit is 0 and which isn't returned."""
-    logits = jnp.einsum("bnke,bmke->bknm", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    """Softmax weights over the keys; with `sink`, over one more key of logit 0, whose weight isn't returned."""
+    logits = jnp.einsum("bnke,bmke->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     if not sink:
@@ -156,8 +156,8 @@ def _pallas_attention(
 class IdentityAttentionSpec:
     """The identity branch of a UNet's cross-attentions.
 
-    variant: "decoupled" shares the text attention's query (as IP-Adapter); "residual" has its own query, which reads the
-        text-attended feature (as w-plus-adapter).
+    variant: "decoupled" shares the text attention's query (as IP-Adapter); "residual" has its own query, which reads
+        the text-attended feature (as w-plus-adapter).
     token_dim: width of the identity tokens.
     sink: adds a key with logit 0 and value 0, so that a position can decline the identity. Without it every position's
         weights sum to 1. An adapter with a sink can't be exported to other projects' formats.
@@ -199,7 +199,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the text and, where `identity` is given, to identity tokens; one output projection for their sum.
 
-    Source: decoupled: Ye et al. 2023 (arXiv 2308.06721), equation 5; residual: Li et al. 2024 (arXiv 2311.17461), section 3.
+    Source: decoupled: Ye et al. 2023 (arXiv 2308.06721), equation 5; residual: Li et al. 2024 (arXiv 2311.17461),
+    section 3.
     """
 
     num_heads: int

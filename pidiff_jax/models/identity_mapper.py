@@ -11,7 +11,10 @@ from pidiff_jax.models.layers import Dense, LayerNorm
 
 @dataclass(frozen=True)
 class MapperSpec:
-    """Sizes of an `IdentityMapper`. `groups` are (start, end) rows of W+, one token each; they may not leave gaps or overlap."""
+    """Sizes of an `IdentityMapper`.
+
+    groups: (start, end) layers of W+, one token each, without gaps or overlaps.
+    """
 
     groups: tuple[tuple[int, int], ...] = ((0, 4), (4, 8), (8, 12), (12, 18))
     wplus_dim: int = 512
@@ -22,8 +25,8 @@ class MapperSpec:
         gaps = [start for (start, _), previous in zip(self.groups, ends, strict=False) if start != previous]
         if not self.groups or gaps or any(end <= start for start, end in self.groups):
             raise ValueError(
-                f"expected groups of consecutive W+ layers starting at 0, like ((0, 4), (4, 8)), got {self.groups}; close "
-                "the gaps"
+                f"expected groups of consecutive W+ layers starting at 0, like ((0, 4), (4, 8)), got {self.groups}; "
+                "close the gaps"
             )
 
     @property

@@ -46,8 +46,8 @@ class UNetSpec:
         for name in ("down_attention", "num_heads", "transformer_depth"):
             if len(getattr(self, name)) != num_levels:
                 raise ValueError(
-                    f"expected {name} with {num_levels} entries, one per block_out_channels, got {getattr(self, name)}; "
-                    "give every level its own"
+                    f"expected {name} with {num_levels} entries, one per block_out_channels, got "
+                    f"{getattr(self, name)}; give every level its own"
                 )
         uses_heads = [*self.down_attention[:-1], True]
         for width, heads, used in zip(self.block_out_channels, self.num_heads, uses_heads, strict=True):
@@ -69,7 +69,7 @@ class UNetSpec:
 
 
 class UNet(nn.Module):
-    """Predicts noise, v or clean latents (whatever it was trained for) from noisy latents, a timestep, text and identity.
+    """Predicts noise, v or clean latents (as it was trained) from noisy latents, a timestep, text and identity.
 
     Source: Rombach et al. 2022 (arXiv 2112.10752); diffusers models/unets/unet_2d_condition.py.
     """
@@ -94,10 +94,10 @@ class UNet(nn.Module):
             timesteps: 0..num_steps-1, may be fractional.
             text_embeds: hidden states of the text encoder.
             identity_tokens: from `IdentityMapper`; None leaves the identity out.
-            identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to (b, h, w, t);
-                a spatial one is resized to each resolution. None means 1. Where it is 0, the layer's output is bitwise
-                that without identity.
-            return_attention: also return parameter path -> weights (b, h, w, t), the mean over heads, without the scale.
+            identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to
+                (b, h, w, t); a spatial one is resized to each resolution. None means 1. Where it is 0, a layer's output
+                is bitwise that without identity.
+            return_attention: also return parameter path -> weights (b, h, w, t), the mean over heads, not scaled.
 
         Raises:
             ValueError: shapes that don't fit the spec or each other.
@@ -168,8 +168,8 @@ class UNet(nn.Module):
             raise ValueError("expected no identity_tokens, got some; give the UNet's spec an IdentityAttentionSpec")
         if identity_tokens.shape[-1] != spec.identity.token_dim:
             raise ValueError(
-                f"expected identity tokens of width {spec.identity.token_dim}, got {identity_tokens.shape}; the mapper's "
-                "token_dim and the UNet's must agree"
+                f"expected identity tokens of width {spec.identity.token_dim}, got {identity_tokens.shape}; the "
+                "token_dim of the mapper and the UNet must agree"
             )
 
 

@@ -98,7 +98,7 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], cond: Conditioning) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
         """Returns the features and the identity attention maps (b, h, w, t) by parameter path."""
         b, height, width, channels = x.shape
-        scale = _scale_at(cond.identity_scale, height, width)
+        scale = scale_at(cond.identity_scale, height, width)
         tokens = GroupNorm(self.num_groups, _TRANSFORMER_EPSILON, dtype=self.dtype, name="norm")(x)
         tokens = self._project("proj_in", tokens).reshape(b, height * width, channels)
         maps = {}
@@ -116,7 +116,7 @@ class SpatialTransformer(nn.Module):
         return Conv(x.shape[-1], (1, 1), padding=0, dtype=self.dtype, name=name)(x)
 
 
-def _scale_at(scale: Float[Array, "#b h w #t"] | None, height: int, width: int) -> Float[Array, "#b n #t"] | None:
+def scale_at(scale: Float[Array, "#b h w #t"] | None, height: int, width: int) -> Float[Array, "#b n #t"] | None:
     """The identity scale at a level's resolution, as a sequence; n is 1 where it doesn't depend on the position."""
     if scale is None:
         return None
@@ -162,7 +162,7 @@ class Block(nn.Module):
         cond: Conditioning,
         skips: list[Array] | None = None,
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Array], AttentionMaps]:
-        """Returns the features, those after each step (the skip connections of a down block), and the attention maps."""
+        """Returns the features, those after each step (a down block's skip connections), and the attention maps."""
         outputs, maps = [], {}
         for i in range(self.num_layers):
             if skips is not None:

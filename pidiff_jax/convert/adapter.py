@@ -1,0 +1,162 @@
+"""Identity adapters in two foreign formats: IP-Adapter files, which stock diffusers loads, and w-plus-adapter files.
+
+Both number the UNet's attention layers 0, 1, 2, ... in the order down, up, middle block (self-attention even,
+cross-attention odd). Tensors are flat dictionaries with dotted names, as `files.read_tensors` gives them for either file type.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from pidiff_jax.convert.table import DENSE, SAME, Entry, to_foreign, to_ours
+from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.models.identity_mapper import MapperSpec
+from pidiff_jax.models.unet import UNetSpec
+
+_IP_ADAPTER_TOKENS = 4  # diffusers fixes this number for a linear image projection
+_STAGES = ("down_blocks", "up_blocks", "mid_block")
+
+
+def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:
+    """Writes {"unet", "mapper"} parameters as an IP-Adapter whose image embedding is the flattened W+ code.
+
+    The mapper becomes one block-sparse projection: token g reads only the columns of its group. `params["unet"]` may
+    hold the whole UNet or the identity branch alone.
+
+    Raises:
+        ValueError: the adapter can't be expressed as an IP-Adapter, or parameters don't fit the specs.
+    """
+    _check_ip_adapter(unet_spec, mapper_spec)
+    _, identity = split_identity(params["unet"])
+    tensors = to_foreign(_identity_table(unet_spec, "ip_adapter", "ip"), identity)
+    mapper = to_foreign(_mapper_table(mapper_spec), params["mapper"])
+    width, dim = mapper_spec.token_dim, mapper_spec.wplus_dim
+    norm = {leaf: mapper[f"w_proj.norm.{leaf}"] for leaf in ("weight", "bias")}
+    projection = np.zeros((mapper_spec.num_tokens * width, mapper_spec.num_layers * dim), norm["weight"].dtype)
+    for i, (start, end) in enumerate(mapper_spec.groups):
+        projection[i * width : (i + 1) * width, start * dim : end * dim] = mapper[f"w_proj.proj_{i}.weight"]
+    return tensors | {
+        "image_proj.proj.weight": projection,
+        "image_proj.proj.bias": np.zeros(len(projection), projection.dtype),
+        "image_proj.norm.weight": norm["weight"],
+        "image_proj.norm.bias": norm["bias"],
+    }
+
+
+def from_ip_adapter(
+    tensors: Mapping[str, np.ndarray], unet_spec: UNetSpec, mapper_spec: MapperSpec
+) -> dict[str, dict[str, Any]]:
+    """Reads an IP-Adapter on W+ codes, the inverse of `to_ip_adapter`; returns {"unet": identity branch, "mapper"}.
+
+    Raises:
+        ValueError: tensors don't fit the specs, or the projection isn't that of a grouped mapper (it has a bias, or a
+            token reads W+ layers outside its group).
+    """
+    _check_ip_adapter(unet_spec, mapper_spec)
+    identity = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_proj.")}
+    unet = to_ours(_identity_table(unet_spec, "ip_adapter", "ip"), identity)
+    width, dim = mapper_spec.token_dim, mapper_spec.wplus_dim
+    rows = mapper_spec.num_tokens * width
+    table = [
+        Entry("image_proj.proj.weight", "weight", SAME, (rows, mapper_spec.num_layers * dim)),
+        Entry("image_proj.proj.bias", "bias", SAME, (rows,)),
+        Entry("image_proj.norm.weight", "norm/scale", SAME, (width,)),
+        Entry("image_proj.norm.bias", "norm/bias", SAME, (width,)),
+    ]
+    projection = to_ours(table, {name: tensor for name, tensor in tensors.items() if name not in identity})
+    mapper, rest = {"norm": projection["norm"]}, projection["weight"].copy()
+    for i, (start, end) in enumerate(mapper_spec.groups):
+        block = np.s_[i * width : (i + 1) * width, start * dim : end * dim]
+        mapper[f"proj_{i}"] = {"kernel": np.ascontiguousarray(projection["weight"][block].T)}
+        rest[block] = 0
+    if rest.any() or projection["bias"].any():
+        raise ValueError(
+            "expected an image projection without bias in which token g reads only the W+ layers of group g, got a "
+            "denser one; it was made for other inputs or other mapper groups"
+        )
+    return {"unet": unet, "mapper": mapper}
+
+
+def to_wplus_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:
+    """Writes {"unet", "mapper"} parameters as a w-plus-adapter ("w_proj." and "wplus_adapter." tensors).
+
+    Raises:
+        ValueError: the identity attention isn't of the residual variant, or parameters don't fit the specs.
+    """
+    _check_wplus_adapter(unet_spec)
+    _, identity = split_identity(params["unet"])
+    mapper = to_foreign(_mapper_table(mapper_spec), params["mapper"])
+    return mapper | to_foreign(_identity_table(unet_spec, "wplus_adapter", "wplus"), identity)
+
+
+def from_wplus_adapter(
+    tensors: Mapping[str, np.ndarray], unet_spec: UNetSpec, mapper_spec: MapperSpec
+) -> dict[str, dict[str, Any]]:
+    """Reads a w-plus-adapter; returns {"unet": identity branch, "mapper"}.
+
+    Raises:
+        ValueError: the identity attention isn't of the residual variant, or tensors don't fit the specs.
+    """
+    _check_wplus_adapter(unet_spec)
+    mapper = {name: tensor for name, tensor in tensors.items() if name.startswith("w_proj.")}
+    identity = {name: tensor for name, tensor in tensors.items() if name not in mapper}
+    return {
+        "unet": to_ours(_identity_table(unet_spec, "wplus_adapter", "wplus"), identity),
+        "mapper": to_ours(_mapper_table(mapper_spec), mapper),
+    }
+
+
+def cross_attention_paths(paths: Sequence[str]) -> list[str]:
+    """The cross-attentions among parameter paths, in diffusers' order: down, up, middle block; numbers by value."""
+    found = {match[1] for path in paths if (match := re.match(r"(.*/attn2)/", path))}
+
+    def order(path: str) -> tuple:
+        stage = next(i for i, name in enumerate(_STAGES) if path.startswith(name))
+        return (stage, *(int(number) for number in re.findall(r"_(\d+)(?=/)", path)))
+
+    return sorted(found, key=order)
+
+
+def _identity_table(spec: UNetSpec, prefix: str, suffix: str) -> list[Entry]:
+    shapes = traverse_util.flatten_dict(split_identity(unet_shapes(spec))[1], sep="/")
+    numbers = {path: 2 * i + 1 for i, path in enumerate(cross_attention_paths(list(shapes)))}
+    entries = []
+    for path, leaf in shapes.items():
+        attention, name = re.fullmatch(r"(.*)/(to_[qkv])_id/kernel", path).groups()
+        entries.append(Entry(f"{prefix}.{numbers[attention]}.{name}_{suffix}.weight", path, DENSE, leaf.shape))
+    return entries
+
+
+def _mapper_table(spec: MapperSpec) -> list[Entry]:
+    entries = [
+        Entry(f"w_proj.proj_{i}.weight", f"proj_{i}/kernel", DENSE, ((end - start) * spec.wplus_dim, spec.token_dim))
+        for i, (start, end) in enumerate(spec.groups)
+    ]
+    norms = (("weight", "scale"), ("bias", "bias"))
+    return entries + [Entry(f"w_proj.norm.{theirs}", f"norm/{ours}", SAME, (spec.token_dim,)) for theirs, ours in norms]
+
+
+def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
+    identity = unet_spec.identity
+    if (
+        identity is None
+        or identity.variant != "decoupled"
+        or identity.sink
+        or mapper_spec.num_tokens != _IP_ADAPTER_TOKENS
+    ):
+        raise ValueError(
+            f"expected decoupled identity attention without a sink and {_IP_ADAPTER_TOKENS} tokens, got {identity} and "
+            f"{mapper_spec.num_tokens} tokens; an IP-Adapter file can't hold this adapter"
+        )
+
+
+def _check_wplus_adapter(unet_spec: UNetSpec) -> None:
+    identity = unet_spec.identity
+    if identity is None or identity.variant != "residual" or identity.sink:
+        raise ValueError(
+            f"expected residual identity attention without a sink, got {identity}; a w-plus-adapter file can't hold "
+            "this adapter"
+        )

@@ -1,0 +1,180 @@
+"""The UNet's identity branch, attention maps and errors; numbers are compared with PyTorch in tests/parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.models.attention import CrossAttention
+from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
+from pidiff_jax.models.unet_blocks import scale_at
+from tests.models.tiny_unet import inputs, random_params, tiny_spec, tiny_unet
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint32)
+
+
+def tiny_cross_attention():
+    """A cross-attention over 8x8 positions, as a function of the identity scale in the UNet's shapes."""
+    spec, params, arrays, _ = tiny_unet()
+    params = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
+    x = np.random.default_rng(0).standard_normal((2, 64, 16)).astype(np.float32)
+
+    def attend(scale=None, tokens=True):
+        size = max(8, *np.shape(scale)[1:3]) if np.ndim(scale) == 4 else 8
+        scale = scale_at(expand_scale(scale, (2, size, size, 4), (2, 3)), 8, 8)
+        identity = (arrays["identity_tokens"], scale)
+        module = CrossAttention(2, spec.identity)
+        return module.apply({"params": params}, x, arrays["text_embeds"], *(identity if tokens else ()))[0]
+
+    return attend
+
+
+def without_identity(arrays):
+    return {name: x for name, x in arrays.items() if not name.startswith("identity")}
+
+
+@pytest.mark.parametrize("variant", ["decoupled", "residual"])
+def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow(variant):
+    _, params, arrays, apply = tiny_unet(variant)
+    base = apply(split_identity(params)[0], without_identity(arrays))
+    zero = arrays | {"identity_scale": np.float32(0)}
+    np.testing.assert_array_equal(bits(apply(params, zero)), bits(base))
+    overflowing = zero | {"identity_tokens": np.full((2, 3, 20), np.inf, np.float32)}
+    np.testing.assert_array_equal(bits(apply(params, overflowing)), bits(base))
+    full = apply(params, arrays | {"identity_scale": np.float32(1)})
+    assert np.abs(full - base).max() > 0.01
+
+
+def test_spatial_scale_zero_is_bitwise_the_base_at_every_resolution():
+    _, params, arrays, apply = tiny_unet()
+    nowhere = arrays | {"identity_scale": np.zeros((2, 8, 8, 1), np.float32)}
+    np.testing.assert_array_equal(bits(apply(params, nowhere)), bits(apply(params, without_identity(arrays))))
+
+
+def test_scale_acts_per_sample_and_position():
+    attend = tiny_cross_attention()
+    base, full = attend(tokens=False), attend()
+    per_sample = attend(np.array([0, 1], np.float32))
+    np.testing.assert_array_equal(bits(per_sample[0]), bits(base[0]))
+    np.testing.assert_allclose(per_sample[1], full[1], atol=1e-6)
+    left = np.zeros((1, 8, 8, 1), np.float32)
+    left[:, :, :3] = 1
+    per_position, base, full = (x.reshape(2, 8, 8, -1) for x in (attend(left), base, full))
+    np.testing.assert_array_equal(per_position[:, :, 3:], base[:, :, 3:])
+    np.testing.assert_allclose(per_position[:, :, :3], full[:, :, :3], atol=1e-6)
+    assert (np.abs(full - base).max(-1) > 0).all()
+
+
+def test_scale_acts_per_token():
+    attend = tiny_cross_attention()
+    one_hot = [attend(np.eye(3, dtype=np.float32)[i].reshape(1, 1, 1, 3)) for i in range(3)]
+    # The output projection is affine, so the tokens' contributions add up.
+    base = attend(tokens=False)
+    np.testing.assert_allclose(sum(x - base for x in one_hot), attend() - base, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 1, 1, 3), (2, 8, 8, 1), (2, 16, 16, 1), (1, 8, 8, 3)])
+def test_scales_that_mean_one_agree_with_no_scale(shape):
+    attend = tiny_cross_attention()
+    np.testing.assert_allclose(attend(np.ones(shape, np.float32)), attend(), atol=1e-6)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_attention_maps_are_shares_at_every_layers_resolution(sink):
+    _, params, arrays, apply = tiny_unet(sink=sink)
+    maps = apply(params, arrays, return_attention=True)[1]
+    block = "transformer_blocks_0/attn2"
+    assert {path: m.shape for path, m in maps.items()} == {
+        f"down_blocks_0/attentions_0/{block}": (2, 8, 8, 3),
+        f"mid_block/attentions_0/{block}": (2, 4, 4, 3),
+        f"up_blocks_1/attentions_0/{block}": (2, 8, 8, 3),
+        f"up_blocks_1/attentions_1/{block}": (2, 8, 8, 3),
+    }
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path, weights in maps.items():
+        assert f"{path}/to_k_id/kernel" in flat
+        totals = weights.sum(-1)
+        assert (totals < 1).all() if sink else np.allclose(totals, 1, atol=1e-6)
+
+
+def test_gradients_reach_every_identity_kernel():
+    spec, params, arrays, _ = tiny_unet("residual")
+    base, identity = split_identity(params)
+
+    @jax.jit
+    def loss(identity):
+        flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)
+        return jnp.square(UNet(spec).apply({"params": traverse_util.unflatten_dict(flat)}, **arrays)).mean()
+
+    gradients = traverse_util.flatten_dict(jax.grad(loss)(identity), sep="/")
+    assert len(gradients) == 3 * 4
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients.values())
+
+
+def test_identity_parameters_exist_whether_or_not_init_sees_tokens():
+    spec = tiny_spec("residual")
+    arrays = inputs(spec)
+    shapes = [
+        jax.eval_shape(UNet(spec).init, jax.random.key(0), *args)
+        for args in (arrays.values(), without_identity(arrays).values())
+    ]
+    assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
+    base = unet_shapes(tiny_spec(None))
+    assert jax.tree.structure(split_identity(unet_shapes(spec))[0]) == jax.tree.structure(base)
+
+
+def test_init_copies_text_kernels_where_widths_agree():
+    spec = UNetSpec(
+        block_out_channels=(16,), layers_per_block=1, down_attention=(True,), num_heads=2, cross_attention_dim=24,
+        norm_num_groups=8, identity=IdentityAttentionSpec("residual", 24),
+    )  # fmt: skip
+    params = random_params(unet_shapes(spec))
+    copied = init_identity_from_text(params, value_scale=0.5)
+    for attention in (tree["attentions_0"]["transformer_blocks_0"]["attn2"] for tree in (copied["mid_block"],)):
+        np.testing.assert_array_equal(attention["to_k_id"]["kernel"], attention["to_k"]["kernel"])
+        np.testing.assert_array_equal(attention["to_q_id"]["kernel"], attention["to_q"]["kernel"])
+        np.testing.assert_array_equal(attention["to_v_id"]["kernel"], 0.5 * attention["to_v"]["kernel"])
+    params = random_params(unet_shapes(tiny_spec()))
+    jax.tree.map(np.testing.assert_array_equal, init_identity_from_text(params), params)
+
+
+def test_half_precision_compute_is_close_and_the_prediction_is_float32():
+    spec, params, arrays, apply = tiny_unet()
+    half = jax.jit(lambda: UNet(spec, jnp.bfloat16).apply({"params": params}, **arrays))()
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, apply(params, arrays), atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"noisy_latents": np.zeros((2, 7, 8, 4), np.float32)}, "divisible by 2"),
+        ({"noisy_latents": np.zeros((2, 8, 8, 3), np.float32)}, "4 channels"),
+        ({"identity_tokens": np.zeros((2, 3, 7), np.float32)}, "width 20"),
+        ({"identity_scale": np.zeros((2, 3), np.float32)}, "write missing axes as 1"),
+        ({"identity_scale": np.zeros((3,), np.float32)}, "identity_scale"),
+    ],
+)
+def test_bad_inputs_are_named(change, message):
+    _, params, arrays, apply = tiny_unet()
+    with pytest.raises(ValueError, match=message):
+        apply(params, arrays | change)
+
+
+def test_tokens_without_an_identity_branch_are_refused():
+    _, params, arrays, apply = tiny_unet(None)
+    with pytest.raises(ValueError, match="IdentityAttentionSpec"):
+        apply(params, arrays | {"identity_tokens": np.zeros((2, 3, 20), np.float32)})
+
+
+def test_specs_that_contradict_themselves_are_refused():
+    with pytest.raises(ValueError, match="2 entries"):
+        UNetSpec(block_out_channels=(32, 64), down_attention=(True,))
+    with pytest.raises(ValueError, match="divisible"):
+        UNetSpec(block_out_channels=(32, 50), down_attention=(True, False), norm_num_groups=16)
+    with pytest.raises(ValueError, match="variant"):
+        IdentityAttentionSpec("concatenated")
