@@ -1,7 +1,8 @@
 """The config files of a diffusers folder, read into our specs; a setting we don't implement is refused, not ignored."""
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,65 +94,77 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
     """The spec of a `UNet2DConditionModel`, without identity branch; `source` names the config in errors."""
-    try:
+    with _named(source):
         return unet_spec_from_config(config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
 
 
 def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
     """The spec of an `AutoencoderKL`."""
-    values = _read(config, source, "AutoencoderKL", _VAE_DEFAULTS, _VAE_FIXED, _VAE_IGNORED)
-    for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        expected = (kind,) * len(values["block_out_channels"])
-        if values[name] != expected:
-            raise ValueError(f"{source}: expected {name} {expected}, got {values[name]}; such a VAE isn't implemented")
-    if values["in_channels"] != values["out_channels"]:
-        raise ValueError(
-            f"{source}: expected out_channels {values['in_channels']} as in_channels, got {values['out_channels']}; "
-            "such a VAE isn't implemented"
+    with _named(source):
+        values = _read(config, "AutoencoderKL", _VAE_DEFAULTS, _VAE_FIXED, _VAE_IGNORED)
+        for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            expected = (kind,) * len(values["block_out_channels"])
+            if values[name] != expected:
+                raise ValueError(f"expected {name} {expected}, got {values[name]}; such a VAE isn't implemented")
+        if values["in_channels"] != values["out_channels"]:
+            raise ValueError(
+                f"expected as many in_channels as out_channels, got {values['in_channels']} and "
+                f"{values['out_channels']}; such a VAE isn't implemented"
+            )
+        return VAESpec(
+            block_out_channels=values["block_out_channels"],
+            layers_per_block=values["layers_per_block"],
+            latent_channels=values["latent_channels"],
+            norm_num_groups=values["norm_num_groups"],
+            scaling_factor=values["scaling_factor"],
+            in_channels=values["in_channels"],
+            mid_attention=values["mid_block_add_attention"],
         )
-    return VAESpec(
-        block_out_channels=values["block_out_channels"],
-        layers_per_block=values["layers_per_block"],
-        latent_channels=values["latent_channels"],
-        norm_num_groups=values["norm_num_groups"],
-        scaling_factor=values["scaling_factor"],
-        in_channels=values["in_channels"],
-        mid_attention=values["mid_block_add_attention"],
-    )
 
 
 def text_spec(config: Config, source: str = "text_encoder/config.json") -> ClipTextSpec:
     """The spec of a `CLIPTextModel`."""
-    if config.get("architectures") not in (None, ["CLIPTextModel"]):
-        raise ValueError(
-            f"{source}: expected architectures ['CLIPTextModel'], got {config['architectures']}; only this encoder "
-            "is implemented"
+    with _named(source):
+        if config.get("architectures") not in (None, ["CLIPTextModel"]):
+            raise ValueError(
+                f"expected architectures ['CLIPTextModel'], got {config['architectures']}; only this encoder is "
+                "implemented"
+            )
+        values = _read(config, None, _TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
+        return ClipTextSpec(
+            vocab_size=values["vocab_size"],
+            width=values["hidden_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=values["num_attention_heads"],
+            mlp_width=values["intermediate_size"],
+            max_length=values["max_position_embeddings"],
+            activation=values["hidden_act"],
         )
-    values = _read(config, source, None, _TEXT_DEFAULTS, _TEXT_FIXED, _TEXT_IGNORED)
-    return ClipTextSpec(
-        vocab_size=values["vocab_size"],
-        width=values["hidden_size"],
-        num_layers=values["num_hidden_layers"],
-        num_heads=values["num_attention_heads"],
-        mlp_width=values["intermediate_size"],
-        max_length=values["max_position_embeddings"],
-        activation=values["hidden_act"],
-    )
 
 
 def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.json") -> ScheduleSettings:
     """The settings of any of diffusers' schedulers for models of Stable Diffusion's kind."""
-    values = _read(config, source, None, _SCHEDULE_DEFAULTS, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
-    for name, known in (("prediction_type", tuple(_PREDICTION_TYPES)), ("beta_schedule", _BETA_SCHEDULES)):
-        if values[name] not in known:
-            raise ValueError(f"{source}: expected {name} to be one of {known}, got {values[name]!r}; not implemented")
-    return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
+    with _named(source):
+        values = _read(config, None, _SCHEDULE_DEFAULTS, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
+        for name, known in (("prediction_type", tuple(_PREDICTION_TYPES)), ("beta_schedule", _BETA_SCHEDULES)):
+            if values[name] not in known:
+                raise ValueError(
+                    f"expected {name} to be one of {known}, got {values[name]!r}; others aren't implemented"
+                )
+        return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Puts the name of the config before errors about it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _read(
-    config: Config, source: str, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
+    config: Config, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
 ) -> dict[str, Any]:
     """Values of the fields in `defaults`; every other field must be ignored or have one of its `fixed` values."""
     problems = []
@@ -165,7 +178,7 @@ def _read(
         elif value not in fixed[name]:
             problems.append(f"expected {name!r} {' or '.join(map(repr, fixed[name]))}, got {value!r}")
     if problems:
-        raise ValueError(f"{source}: {'; '.join(problems)}; only models without such settings are implemented")
+        raise ValueError(f"{'; '.join(problems)}; only models without such settings are implemented")
     return {name: _as_tuple(config.get(name, default)) for name, default in defaults.items()}
 
 

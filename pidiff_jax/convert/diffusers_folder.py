@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from data_pipeline.tokenizer import load_tokenizer, tokenize
 from pidiff_jax.convert import diffusers_config as configs
 from pidiff_jax.convert.clip import clip_from_transformers
-from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.files import read_shard_index, read_tensors
 from pidiff_jax.convert.table import to_ours
 from pidiff_jax.convert.unet import unet_table
 from pidiff_jax.convert.vae import vae_from_diffusers
@@ -139,9 +139,12 @@ def check_files(path: Path, variant: str | None = None) -> None:
     missing = [name for name in singles if not (path / name).is_file()]
     for part, stems in _STEMS.items():
         try:
-            weight_file(path / part, stems, variant)
+            file = weight_file(path / part, stems, variant)
         except FileNotFoundError as error:
             missing.append(str(error))
+            continue
+        shards = sorted(set(read_shard_index(file).values())) if file.suffix == ".json" else []
+        missing += [f"{part}/{shard}" for shard in shards if not (path / part / shard).is_file()]
     if not any((path / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         missing.append("tokenizer/vocab.json with merges.txt")
     if missing:

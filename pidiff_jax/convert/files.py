@@ -95,16 +95,25 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def read_shard_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name beside the index.
+
+    Raises:
+        ValueError: not an index, or one that points outside its folder.
+    """
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
+        outside = sorted({str(shard) for shard in names.values() if Path(shard).name != shard})
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"expected a shard index with a weight_map, got {index}; download or copy it again") from None
+    if outside:
+        raise ValueError(f"expected shards beside {index}, got {', '.join(outside)}; the index is not to be trusted")
+    return names
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    names = read_shard_index(index)
     shards = sorted(set(names.values()))
-    if outside := [shard for shard in shards if Path(shard).name != shard]:
-        raise ValueError(
-            f"expected shards beside {index}, got {', '.join(map(repr, outside))}; the index is not to be trusted"
-        )
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise FileNotFoundError(
             f"expected the {len(shards)} shards of {index}, missing {', '.join(missing)}; download or copy them too"

@@ -1,0 +1,180 @@
+"""A folder written by diffusers gives the same networks here; a folder that lacks something says what."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL as TorchAutoencoderKL
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from flax import traverse_util
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from data_pipeline.tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
+from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
+from pidiff_jax.models.clip import ClipText
+from pidiff_jax.models.unet import UNet
+from pidiff_jax.models.vae import AutoencoderKL
+
+CAPTIONS = ["a photo of a person", "a red wall"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> StableDiffusionPipeline:
+    """A tiny pipeline of Stable Diffusion's layout with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary, merges = word_vocabulary(["a", "photo", "of", "person", "red", "wall"])
+    write_tokenizer(folder, vocabulary, merges, max_length=12)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1, pad_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), layers_per_block=1,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=4, cross_attention_dim=16,
+        attention_head_dim=2, sample_size=8,
+    )  # fmt: skip
+    vae = TorchAutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=load_tokenizer(folder), unet=unet.eval(),
+        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline, tmp_path_factory) -> Path:
+    """The pipeline saved in shards."""
+    path = tmp_path_factory.mktemp("sharded")
+    pipeline.save_pretrained(path, max_shard_size="40KB")
+    for part in ("unet", "vae"):
+        assert len(list((path / part).glob("*-of-*.safetensors"))) > 1
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_diffusers_folder(folder)
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))
+
+
+def assert_close(ours, theirs: torch.Tensor):
+    theirs = theirs.detach().numpy()
+    theirs = theirs.transpose(0, 2, 3, 1) if theirs.ndim == 4 else theirs
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_sharded_folder_gives_the_same_outputs(pipeline, loaded):
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, 8, 8, 4)).astype(np.float32)
+    pixels = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    text_ids = tokenize(loaded.tokenizer, CAPTIONS)
+    expected_ids = pipeline.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    np.testing.assert_array_equal(text_ids, expected_ids.numpy())
+
+    text_embeds = jax.jit(ClipText(loaded.text_spec).apply)({"params": loaded.text_params}, text_ids)
+    expected_embeds = pipeline.text_encoder(expected_ids).last_hidden_state
+    assert_close(text_embeds, expected_embeds)
+
+    times = np.array([3, 801])
+    prediction = jax.jit(UNet(loaded.unet_spec).apply)({"params": loaded.unet_params}, latents, times, text_embeds)
+    assert_close(prediction, pipeline.unet(nchw(latents), torch.tensor(times), expected_embeds).sample)
+
+    vae, params = AutoencoderKL(loaded.vae_spec), {"params": loaded.vae_params}
+    mean, _ = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))(params, pixels)
+    assert_close(mean, pipeline.vae.encode(nchw(pixels)).latent_dist.mean)
+    decoded = jax.jit(lambda p, z: vae.apply(p, z, method="decode"))(params, latents)
+    assert_close(decoded, pipeline.vae.decode(nchw(latents)).sample)
+
+
+def test_components_have_the_schedule_of_the_folder(pipeline, loaded):
+    components = loaded.to_components(None, None)
+    np.testing.assert_allclose(components.schedule.alphas_cumprod, pipeline.scheduler.alphas_cumprod, rtol=0, atol=1e-6)
+    assert components.prediction_type == "v"
+    assert (components.timestep_spacing, components.steps_offset, components.set_alpha_to_one) == ("trailing", 1, False)
+    assert list(components.null_text_ids) == pipeline.tokenizer("", padding="max_length")["input_ids"]
+
+
+def test_whole_files_and_torch_files_hold_the_same(pipeline, loaded, tmp_path):
+    pipeline.save_pretrained(tmp_path / "whole")
+    pipeline.save_pretrained(tmp_path / "torch", safe_serialization=False)
+    (text_file,) = (tmp_path / "torch" / "text_encoder").glob("*model*")
+    text_file.unlink()  # transformers 5 no longer writes PyTorch files; older folders have this one
+    torch.save(pipeline.text_encoder.state_dict(), tmp_path / "torch" / "text_encoder" / "pytorch_model.bin")
+    assert not list((tmp_path / "torch").rglob("*.safetensors"))
+    for name in ("whole", "torch"):
+        other = load_diffusers_folder(tmp_path / name)
+        for part in ("unet_params", "vae_params", "text_params"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(other, part), getattr(loaded, part))
+
+
+def test_half_precision_variant_is_read_when_asked_for(pipeline, loaded, tmp_path):
+    for part in ("unet", "vae", "text_encoder"):
+        getattr(pipeline, part).half()
+    try:
+        pipeline.save_pretrained(tmp_path, variant="fp16", max_shard_size="40KB")
+    finally:
+        for part in ("unet", "vae", "text_encoder"):
+            getattr(pipeline, part).float()
+    with pytest.raises(FileNotFoundError, match=r"index.fp16.json.*choose its variant"):
+        load_diffusers_folder(tmp_path)
+    half = load_diffusers_folder(tmp_path, variant="fp16", dtype=None)
+    single = load_diffusers_folder(tmp_path, variant="fp16")
+    full = traverse_util.flatten_dict(loaded.unet_params)
+    for path, leaf in traverse_util.flatten_dict(half.unet_params).items():
+        assert leaf.dtype == np.float16
+        np.testing.assert_array_equal(leaf, full[path].astype(np.float16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(single.vae_params)} == {np.dtype(np.float32)}
+
+
+def test_every_missing_file_is_listed_in_one_line(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "broken")
+    shard = next((folder / "vae").glob("*-00002-of-*")).name
+    gone = ["model_index.json", "vae/config.json", f"vae/{shard}", "scheduler/scheduler_config.json"]
+    for name in [*gone, "text_encoder/model.safetensors.index.json"]:
+        (tmp_path / "broken" / name).unlink()
+    shutil.rmtree(tmp_path / "broken" / "tokenizer")
+    with pytest.raises(FileNotFoundError) as error:
+        load_diffusers_folder(tmp_path / "broken")
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(name in message for name in [*gone, "tokenizer/vocab.json", "text_encoder/model.safetensors"])
+    assert "unet/" not in message
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"unet": ["diffusers", "UNet3DConditionModel"]}, "UNet3DConditionModel"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
+        ("unet/config.json", {"in_channels": 9}, "unet in_channels 4 as the VAE's latent_channels, got 9"),
+        ("unet/config.json", {"dual_cross_attention": True}, "dual_cross_attention"),
+        ("unet/config.json", {"layers_per_block": 2}, "missing 'down_blocks.0"),
+        ("text_encoder/config.json", {"vocab_size": 49408}, "tokenizer vocabulary 49408"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 77}, "model_max_length 12 as the text encoder's"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(folder, tmp_path, file, changes, message):
+    shutil.copytree(folder, tmp_path / "broken")
+    edit_json(tmp_path / "broken" / file, **changes)
+    with pytest.raises(ValueError) as error:
+        load_diffusers_folder(tmp_path / "broken")
+    assert message in str(error.value) and "\n" not in str(error.value)
