@@ -1,7 +1,8 @@
 """Identity adapters in two foreign formats: IP-Adapter files, which stock diffusers loads, and w-plus-adapter files.
 
 Both number the UNet's attention layers 0, 1, 2, ... in the order down, up, middle block (self-attention even,
-cross-attention odd). Tensors are flat dictionaries with dotted names, as `files.read_tensors` gives them for either file type.
+cross-attention odd). Tensors are flat dictionaries with dotted names, as `files.read_tensors` gives them for either
+file type.
 """
 
 import re

@@ -29,8 +29,8 @@ def test_chunked_agrees_with_plain_forward_and_backward(n, m, masked):
         return jax.jit(jax.value_and_grad(lambda qkv: jnp.sin(attention(*qkv, mask)).sum()))(arrays)
 
     results = (jax.tree.leaves(value_and_gradients(fn)) for fn in (chunked_attention, plain_attention))
-    for ours, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    for chunked, plain in zip(*results, strict=True):
+        np.testing.assert_allclose(chunked, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_long_sequences_never_hold_all_weights():
