@@ -1,8 +1,9 @@
 """Attention: one function that picks an implementation, and the UNet's self- and cross-attention built on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ Implementation = Literal["plain", "chunked", "cudnn", "pallas"]
 
 # Above this many query-key pairs per head the matrix of weights isn't kept in memory.
 _MAX_PLAIN_PAIRS = 512 * 512
-_QUERY_CHUNK = 512
+_QUERY_CHUNK = 256
 _PALLAS_BLOCK = 128
 
 
@@ -29,8 +30,8 @@ def dot_product_attention(
 ) -> Float[Array, "b n d"]:
     """Multi-head attention, softmax(q k^T / sqrt(e)) v with e = d / num_heads; softmax in float32.
 
-    `mask` is True where a query may attend; None means everywhere. For long sequences no implementation holds the
-    (n, m) matrix of all heads, neither forward nor backward; all implementations agree to rounding.
+    `mask` is True where a query may attend; None means everywhere. Without a mask no implementation holds the (n, m)
+    matrix of all heads for long sequences, neither forward nor backward. All agree to rounding.
 
     Raises:
         ValueError: d isn't divisible by `num_heads`.
@@ -48,7 +49,7 @@ def dot_product_attention(
     elif chosen == "pallas":
         out = _pallas_attention(q, k, v)
     elif chosen == "chunked":
-        out = chunked_attention(q, k, v, mask)
+        out = chunked_attention(q, k, v)
     else:
         out = plain_attention(q, k, v, mask)
     return out.reshape(*out.shape[:2], -1)
@@ -67,8 +68,10 @@ def choose_implementation(
         return "cudnn"
     if num_queries * num_keys <= _MAX_PLAIN_PAIRS:
         return "plain"
+    if masked:
+        return "plain"
     whole_blocks = num_queries % _PALLAS_BLOCK == 0 and num_keys % _PALLAS_BLOCK == 0
-    if platform == "tpu" and whole_blocks and not masked and jax.device_count() == 1:
+    if platform == "tpu" and whole_blocks and jax.device_count() == 1:
         return "pallas"
     return "chunked"
 
@@ -105,41 +108,105 @@ def attention_weights(
     return (unnormalised / (unnormalised.sum(axis=-1, keepdims=True) + jnp.exp(-top))).astype(q.dtype)
 
 
+@jax.custom_vjp
 def chunked_attention(
-    q: Float[Array, "b n k e"],
-    k: Float[Array, "b m k e"],
-    v: Float[Array, "b m k e"],
-    mask: Bool[Array, "#b #k #n m"] | None = None,
+    q: Float[Array, "b n k e"], k: Float[Array, "b m k e"], v: Float[Array, "b m k e"]
 ) -> Float[Array, "b n k e"]:
-    """A loop over samples, heads and blocks of queries; weights are recomputed in the backward pass.
+    """Attention in blocks of queries; the backward pass recomputes the weights from the saved log-normalisers.
 
-    Source: Rabe and Staats 2021 (arXiv 2112.05682), without splitting the keys.
+    Source: Rabe and Staats 2021 (arXiv 2112.05682), without splitting the keys; backward pass: Dao et al. 2022
+    (arXiv 2205.14135), algorithm 4.
     """
-    b, n, num_heads, e = q.shape
-    m = k.shape[1]
-    size = min(n, _QUERY_CHUNK)
-    num_chunks = -(-n // size)
-    padding = num_chunks * size - n
-    q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0))) if padding else q
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (b, num_heads, n, m))
-        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, padding), (0, 0)), constant_values=True)
-        mask = mask.reshape(b * num_heads, num_chunks, size, m)
+    return _chunked_forward(q, k, v)[0]
 
-    @jax.checkpoint
-    def one_chunk(q_chunk, k_head, v_head, mask_chunk):
-        expand = lambda x: None if x is None else x[None, None]  # noqa: E731
-        out = plain_attention(q_chunk[None, :, None], k_head[None, :, None], v_head[None, :, None], expand(mask_chunk))
-        return out[0, :, 0]
+
+def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    n, e = q.shape[1], q.shape[3]
+    # The CPU's matrix product is four times slower with a transposed left operand, hence the transposed copies here and
+    # below; the barrier keeps the compiler from undoing them.
+    k_t = jax.lax.optimization_barrier(_heads_first(k).swapaxes(-1, -2))
 
     def one_head(args):
-        q_head, k_head, v_head, mask_head = args
-        return jax.lax.map(lambda xs: one_chunk(xs[0], k_head, v_head, xs[1]), (q_head, mask_head))
+        q_chunks, k_t, v = args
 
-    q_heads = q.transpose(0, 2, 1, 3).reshape(b * num_heads, num_chunks, size, e)
-    k_heads, v_heads = (x.transpose(0, 2, 1, 3).reshape(b * num_heads, m, e) for x in (k, v))
-    out = jax.lax.map(one_head, (q_heads, k_heads, v_heads, mask))
-    return out.reshape(b, num_heads, num_chunks * size, e).transpose(0, 2, 1, 3)[:, :n]
+        def one_chunk(q):
+            logits = jnp.matmul(q, k_t, preferred_element_type=jnp.float32)
+            top = logits.max(axis=-1, keepdims=True)
+            weights = jnp.exp(logits - top)
+            total = weights.sum(axis=-1, keepdims=True)
+            out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+            return out.astype(v.dtype), (top + jnp.log(total))[:, 0]
+
+        return jax.lax.map(one_chunk, q_chunks)
+
+    out, log_total = _over_heads(one_head, (_in_chunks(_heads_first(q) * e**-0.5), k_t, _heads_first(v)))
+    out = _heads_last(_from_chunks(out, n))
+    return out, (q, k, v, out, log_total)
+
+
+def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
+    q, k, v, out, log_total = residuals
+    n, scale = q.shape[1], q.shape[3] ** -0.5
+    overlap = jnp.einsum("bnke,bnke->bkn", out.astype(jnp.float32), d_out.astype(jnp.float32))
+    q_chunks, d_chunks = _in_chunks(_heads_first(q) * scale), _in_chunks(_heads_first(d_out))
+    k_heads, v_t = _heads_first(k), _heads_first(v).swapaxes(-1, -2)
+    arrays = (
+        (q_chunks, q_chunks.swapaxes(-1, -2), d_chunks, d_chunks.swapaxes(-1, -2), log_total, _in_chunks(overlap)),
+        (k_heads, k_heads.swapaxes(-1, -2), v_t),
+    )
+
+    def one_head(args):
+        chunks, (k, k_t, v_t) = args
+
+        def one_chunk(sums, chunk):
+            q, q_t, d_out, d_out_t, log_total, overlap = chunk
+            weights = jnp.exp(jnp.matmul(q, k_t, preferred_element_type=jnp.float32) - log_total[:, None])
+            d_weights = jnp.matmul(d_out, v_t, preferred_element_type=jnp.float32)
+            d_logits = (weights * (d_weights - overlap[:, None])).astype(k.dtype)
+            d_k = jnp.matmul(q_t, d_logits, preferred_element_type=jnp.float32)
+            d_v = jnp.matmul(d_out_t, weights.astype(k.dtype), preferred_element_type=jnp.float32)
+            return (sums[0] + d_k, sums[1] + d_v), jnp.matmul(d_logits, k)
+
+        zeros = jnp.zeros(k_t.shape, jnp.float32)
+        (d_k, d_v), d_q = jax.lax.scan(one_chunk, (zeros, zeros), chunks)
+        return d_q, d_k, d_v
+
+    d_q, d_k, d_v = _over_heads(one_head, jax.lax.optimization_barrier(arrays))
+    d_q = _heads_last(_from_chunks(d_q, n)) * scale
+    return d_q, *(_heads_last(x.swapaxes(-1, -2)).astype(k.dtype) for x in (d_k, d_v))
+
+
+chunked_attention.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _over_heads(one_head: Callable, arrays: Any) -> Any:
+    """Applies a function of one head: on a CPU one after another, which keeps a head's arrays in its cache; elsewhere all
+    at once, which leaves samples and heads free to be spread over a mesh."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(jax.vmap(one_head))(arrays)
+    b, num_heads = jax.tree.leaves(arrays)[0].shape[:2]
+    out = jax.lax.map(one_head, jax.tree.map(lambda x: x.reshape(b * num_heads, *x.shape[2:]), arrays))
+    return jax.tree.map(lambda x: x.reshape(b, num_heads, *x.shape[1:]), out)
+
+
+def _heads_first(x: Float[Array, "b n k e"]) -> Float[Array, "b k n e"]:
+    return x.swapaxes(1, 2)
+
+
+def _heads_last(x: Float[Array, "b k n e"]) -> Float[Array, "b n k e"]:
+    return x.swapaxes(1, 2)
+
+
+def _in_chunks(x: Float[Array, "b k n ..."]) -> Float[Array, "b k chunks size ..."]:
+    """Splits the queries into chunks, the last padded with zeros."""
+    n, size = x.shape[2], min(x.shape[2], _QUERY_CHUNK)
+    num_chunks = -(-n // size)
+    x = jnp.pad(x, [(0, num_chunks * size - n if axis == 2 else 0) for axis in range(x.ndim)])
+    return x.reshape(*x.shape[:2], num_chunks, size, *x.shape[3:])
+
+
+def _from_chunks(x: Float[Array, "b k chunks size e"], n: int) -> Float[Array, "b k n e"]:
+    return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n]
 
 
 def _pallas_attention(
