@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pidiff_jax.models.attention import dot_product_attention
@@ -77,7 +78,7 @@ class ClipText(nn.Module):
     """
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, text_ids: Int[Array, "b m"]) -> Float[Array, "b m d"]:
@@ -104,7 +105,7 @@ class ClipEmbeddings(nn.Module):
     """Sum of token and learned position embeddings."""
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, text_ids: Int[Array, "b m"]) -> Float[Array, "b m d"]:
@@ -120,7 +121,7 @@ class Embedding(nn.Module):
     num_embeddings: int
     features: int
     axes: LogicalAxes
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
@@ -133,7 +134,7 @@ class ClipEncoder(nn.Module):
     """The stack of layers; returns the hidden states after each."""
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> list[Float[Array, "b m d"]]:
@@ -150,7 +151,7 @@ class ClipLayer(nn.Module):
     """Self-attention and MLP, each behind a LayerNorm and beside a residual connection."""
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"], mask: Array) -> Float[Array, "b m d"]:
@@ -164,7 +165,7 @@ class ClipAttention(nn.Module):
     """Multi-head self-attention; `mask` (1, 1, n, m) is True where a query may attend."""
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"], mask: Array) -> Float[Array, "b m d"]:
@@ -178,7 +179,7 @@ class ClipMLP(nn.Module):
     """Two dense layers around the activation."""
 
     spec: ClipTextSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pidiff_jax.models.attention import dot_product_attention
@@ -49,7 +50,7 @@ class AutoencoderKL(nn.Module):
     """
 
     spec: VAESpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self.encoder = Encoder(self.spec, self.dtype)
@@ -88,7 +89,7 @@ class Encoder(nn.Module):
     """Pixels (or folded patches) to moments: (b, h, w, c) -> (b, h/2^n, w/2^n, 2*latent_channels)."""
 
     spec: VAESpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z"]:
@@ -112,7 +113,7 @@ class Decoder(nn.Module):
     """Latents to pixels (or folded patches): (b, h, w, latent_channels) -> (b, h*2^n, w*2^n, c)."""
 
     spec: VAESpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
@@ -139,7 +140,7 @@ class DownBlock(nn.Module):
     num_layers: int
     downsample: bool
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -158,7 +159,7 @@ class UpBlock(nn.Module):
     num_layers: int
     upsample: bool
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -171,7 +172,7 @@ class Downsample(nn.Module):
     """3x3 convolution of stride 2 after padding one pixel below and on the right."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -182,7 +183,7 @@ class Upsample(nn.Module):
     """Nearest upsampling by two, then a 3x3 convolution."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
@@ -194,7 +195,7 @@ class MidBlock(nn.Module):
 
     num_groups: int
     attention: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -210,7 +211,7 @@ class ResnetBlock(nn.Module):
 
     channels: int
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
@@ -227,7 +228,7 @@ class SpatialAttention(nn.Module):
     """Residual single-head self-attention between all positions of a feature map."""
 
     num_groups: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -74,7 +74,7 @@ def test_the_mlp_matches_transformers(spec):
     x = np.random.default_rng(1).standard_normal((2, 5, spec.width)).astype(np.float32)
     with torch.no_grad():
         expected = model.encoder.layers[0].mlp(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(clip.ClipMLP(spec).apply({"params": params}, x), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(clip.ClipMLP(spec).apply)({"params": params}, x), expected, rtol=0, atol=1e-5)
 
 
 def test_a_token_never_sees_later_tokens():

@@ -91,7 +91,7 @@ def test_layers_match_diffusers(path, module, width):
     x = np.random.default_rng(1).standard_normal((2, 6, 4, width)).astype(np.float32)
     with torch.no_grad():
         expected = torch_layer(to_torch(x), temb=None) if "resnets" in path else torch_layer(to_torch(x))
-    np.testing.assert_allclose(module.apply({"params": params}, x), to_numpy(expected), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), to_numpy(expected), rtol=0, atol=1e-5)
 
 
 def test_full_size_tree_has_the_published_number_of_parameters():
@@ -101,7 +101,7 @@ def test_full_size_tree_has_the_published_number_of_parameters():
 
 
 def test_folding_pixels_into_patches_is_undone_exactly():
-    pixels = np.random.default_rng(2).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
+    pixels = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 8, 12, 3)), jnp.float32)
     folded = vae.space_to_depth(pixels, 4)
     assert folded.shape == (2, 2, 3, 48)
     np.testing.assert_array_equal(vae.depth_to_space(folded, 4), pixels)
