@@ -1,0 +1,1 @@
+"""Experiments: configs only, each file a `get_config`; they build no objects."""

@@ -1,0 +1,1 @@
+"""Foreign weight files to our parameter trees and back, strict both ways."""

@@ -1,0 +1,1 @@
+"""Scores of drawn pictures, and their reports."""

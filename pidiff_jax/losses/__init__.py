@@ -1,0 +1,1 @@
+"""Losses: each returns one value per example."""

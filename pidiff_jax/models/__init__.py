@@ -1,0 +1,1 @@
+"""Linen modules: pure functions of (params, arrays)."""
