@@ -1,1 +1,1 @@
-"""Losses: each returns one value per example."""
+"""Losses as pure functions of arrays, one value per example; masks are 1 inside the face."""

@@ -1,0 +1,1 @@
+"""Diffusion as array maths: noise schedules, what the network predicts, guidance and samplers."""
