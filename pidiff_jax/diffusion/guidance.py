@@ -21,7 +21,7 @@ def rescale_guidance(
 
     amount: 0 changes nothing, 1 rescales fully; 0.7 is usual.
 
-    Source: Lin et al. 2024 (arXiv 2305.08891), equations 15 and 16.
+    Source: Lin et al. 2024 (arXiv 2305.08891), section 3.4.
     """
     axes = (1, 2, 3)
     factor = jnp.std(conditional, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the network predicts: the noise ("eps"), the velocity ("v") or the clean latents ("x0"); conversions between them.
+"""What the network predicts: the noise ("eps"), the velocity ("v") or the clean latents ("x0"); and conversions.
 
 With a = sqrt(alphas_cumprod), s = sqrt(1 - alphas_cumprod): noisy = a * x0 + s * eps and v = a * eps - s * x0.
 

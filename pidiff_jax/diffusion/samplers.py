@@ -1,7 +1,7 @@
 """DDIM: from noise to latents in few steps, as one `lax.scan`.
 
-Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and 16; spacings and last step as schedulers/scheduling_ddim.py
-of diffusers.
+Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and 16; spacings and last step as
+schedulers/scheduling_ddim.py of diffusers.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def ddim_timesteps(
     Args:
         num_train_steps: steps of the noise schedule.
         num_steps: steps to take, at most `num_train_steps`.
-        spacing: "leading" starts below the noisiest step and is what SD 1.x was published with; "trailing" starts at the
-            noisiest step, as zero-terminal-SNR schedules need; "linspace" has both ends.
+        spacing: "leading" starts below the noisiest step and is what SD 1.x was published with; "trailing" starts at
+            the noisiest step, as zero-terminal-SNR schedules need; "linspace" has both ends.
         steps_offset: added with "leading" only; 1 for Stable Diffusion.
 
     Source: Lin et al. 2024 (arXiv 2305.08891), table 2.
@@ -75,7 +75,7 @@ def ddim_sample(
 ) -> Any:
     """Runs a whole trajectory and returns latents, or (latents, aux of all steps stacked) with `has_aux`.
 
-    Each step goes down by `num_train_steps // num_steps`, also where rounding set two timesteps closer: as diffusers does.
+    Each step goes down by `num_train_steps // num_steps`, also where rounding set timesteps closer: as diffusers does.
 
     Args:
         denoise_fn: (latents, timestep ()) -> the network's prediction, or (prediction, aux) with `has_aux`. Guidance
@@ -86,7 +86,7 @@ def ddim_sample(
         prediction_type: what `denoise_fn` predicts: "eps", "v" or "x0".
         eta: 0 is deterministic DDIM, 1 has DDPM's variance.
         key: for the noise of eta > 0; needed then.
-        set_alpha_to_one: the last step ends without noise; otherwise at the noise of training step 0 (Stable Diffusion).
+        set_alpha_to_one: the last step ends without noise; otherwise at training step 0 (Stable Diffusion).
         clip_x0: clips the predicted clean latents to [-clip_x0, clip_x0]; None does not.
         has_aux: see `denoise_fn`.
     """

@@ -42,7 +42,10 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, num_steps: int = 1000) -> "NoiseSchedule":
-        """The product of alphas falls as a squared cosine. Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17."""
+        """The product of alphas falls as a squared cosine.
+
+        Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), equation 17.
+        """
         if num_steps < 1:
             raise ValueError(f"expected at least 1 diffusion step, got {num_steps}; 1000 is usual")
         times = np.arange(num_steps + 1) / num_steps

@@ -56,8 +56,8 @@ def min_snr_weights(
 ) -> Float[Array, " b"]:
     """Weights that clip the loss on x0, which is the signal-to-noise ratio, at `gamma` (5 is usual).
 
-    Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4: min(snr, gamma) for x0, divided by snr for eps and by snr + 1
-    for v.
+    Source: Hang et al. 2023 (arXiv 2303.09556), Min-SNR-gamma: min(snr, gamma) for x0, divided by snr for eps and by
+    snr + 1 for v.
     """
     check_prediction_type(prediction_type)
     ratio = snr(schedule, timesteps)

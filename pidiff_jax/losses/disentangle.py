@@ -15,6 +15,6 @@ def disentangle_loss(
         prediction: under the example's own code; taken as a constant.
         face_mask: in [0, 1] at the latents' resolution.
 
-    Source: Li et al. 2024 (arXiv 2311.17461), section 3.3.
+    Source: Li et al. 2024 (arXiv 2311.17461) and their training code.
     """
     return outside_face_mse(perturbed_prediction, prediction, face_mask)

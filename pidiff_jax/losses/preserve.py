@@ -15,7 +15,6 @@ def preserve_loss(
         base_prediction: without identity, of the same noisy latents, timesteps and text; taken as a constant.
         face_mask: in [0, 1] at the latents' resolution.
 
-    Source: the idea is that of the regularisation in Li et al. 2024 (arXiv 2311.17461), section 3.3, there over the whole
-    picture.
+    Source: the training code of Li et al. 2024 (arXiv 2311.17461), where it runs over the whole picture.
     """
     return outside_face_mse(prediction, base_prediction, face_mask)
