@@ -1,1 +1,1 @@
-"""From pictures to batches: record schema, sources, transforms, loader, tokenizers, and the embedded world of portraits."""
+"""Records, sources and loaders: from photographs to batches."""
