@@ -8,7 +8,6 @@ from jaxtyping import install_import_hook
 
 # Before the first JAX operation and before the first import of what is to be checked.
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook(["pidiff_jax", "data_pipeline"], "beartype.beartype")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
