@@ -1,1 +1,1 @@
-"""Scores of drawn pictures, and their reports."""
+"""Scores of identity, prompt, localisation and diversity with intervals; sample pictures; reports."""

@@ -1,0 +1,53 @@
+"""Bootstrap intervals of means."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+_RESAMPLES_PER_CHUNK = 1000
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_mean(
+    values: Float[np.ndarray, "n"] | Int[np.ndarray, "n"] | Bool[np.ndarray, "n"],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 4000,
+    seed: int = 0,
+) -> Interval:
+    """The mean and its percentile interval from resampling the values, which should be one per person.
+
+    Values of one person (several pictures) belong together: average them first. The same seed gives the same interval.
+
+    Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+
+    Raises:
+        ValueError: there are no values, or some aren't finite.
+    """
+    values = np.asarray(values, np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"expected at least one value, all finite, got {values}; look at the pictures that were scored"
+        )
+    rng = np.random.default_rng(seed)
+    counts = np.full(-(-num_resamples // _RESAMPLES_PER_CHUNK), _RESAMPLES_PER_CHUNK)
+    counts[-1] = num_resamples - counts[:-1].sum()
+    means = np.concatenate([_resampled_means(values, count, rng) for count in counts])
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(means, [tail, 100.0 - tail])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _resampled_means(values: Shaped[np.ndarray, "n"], count: int, rng: np.random.Generator) -> np.ndarray:
+    return values[rng.integers(len(values), size=(count, len(values)))].mean(1)

@@ -1,0 +1,57 @@
+"""metrics.json: the scores of a run, for programs and for comparing runs."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pidiff_jax.evaluation.bootstrap import Interval
+
+SCORES = (
+    "identity_similarity",
+    "retrieval_top1",
+    "prompt_accuracy",
+    "attention_in_face",
+    "background_change",
+    "diversity",
+)
+
+
+def write_metrics(
+    path: Path,
+    scores: Mapping[str, Mapping[str, Interval]],
+    *,
+    num_steps: int,
+    seconds_training: float,
+    versions: Mapping[str, str],
+    fingerprints: Mapping[str, str],
+    details: Mapping[str, Interval] | None = None,
+    **facts: Any,
+) -> None:
+    """Writes metrics.json in one piece: readers see the old file or the whole new one.
+
+    Every score is {"on": {"mean", "low", "high"}, "off": {...}}; the intervals are 95 %. Further `facts` are written as
+    they are and must fit into JSON.
+
+    Raises:
+        ValueError: a score is missing or unknown.
+    """
+    if set(scores) != set(SCORES):
+        raise ValueError(f"expected the scores {', '.join(SCORES)}, got {', '.join(sorted(scores))}; correct the names")
+    content: dict[str, Any] = {name: {key: scores[name][key]._asdict() for key in ("on", "off")} for name in SCORES}
+    content |= {"details": {name: interval._asdict() for name, interval in (details or {}).items()}}
+    content |= {"num_steps": num_steps, "seconds_training": seconds_training}
+    content |= {"versions": dict(versions), "fingerprints": dict(fingerprints), **facts}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary one beside it, so that a crash leaves no half of it."""
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
