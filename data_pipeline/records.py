@@ -5,6 +5,7 @@
 
 import contextlib
 import io
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,14 +49,14 @@ class PidiffRecords(tfds.core.GeneratorBasedBuilder):
         index = -1
         for index, record in enumerate(records):
             notes = {name: record.get(name, "") for name in NOTES}
-            arrays = {name: value for name, value in record.items() if name not in NOTES}
+            arrays = _without_notes(record)
             try:
                 validate_record(arrays, self._spec)
             except ValueError as error:
                 raise ValueError(f"record {index} ({notes['picture'] or 'unnamed'}): {error}") from None
             yield index, {**arrays, **notes}
         if index < 0:
-            raise ValueError(f"expected records in every split, got none in {split}; give more pictures")
+            raise _empty(split)
 
 
 def _feature(shape: tuple[int, ...], dtype: type, meaning: str) -> tfds.features.FeatureConnector:
@@ -69,24 +70,24 @@ def _feature(shape: tuple[int, ...], dtype: type, meaning: str) -> tfds.features
 def write_records(
     directory: str | Path,
     splits: Mapping[str, Iterable[Record]],
-    spec: RecordSpec,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a data set whose folder appears only when it is complete.
 
     splits: name (usually "train" and "validation") -> records: the fields of the schema, and strings `caption` and
-        `picture` where known. They are read once, one after the other.
+        `picture` where known. They are read once, one after the other; the first record sets the sizes of all.
     metadata: how the data were made; JSON-compatible, kept beside them.
 
     Raises:
         FileExistsError: `directory` exists.
-        ValueError: a record does not fit the schema or `spec`, or a split is empty.
+        ValueError: a record does not fit the schema or the first record, or a split is empty.
     """
     directory = Path(directory).absolute()
     if directory.exists():
         raise FileExistsError(
             f"expected a new folder for records, got {directory}, which exists; choose another or move it away"
         )
+    spec, splits = _take_spec({name: iter(records) for name, records in splits.items()})
     directory.parent.mkdir(parents=True, exist_ok=True)
     workplace = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
     try:
@@ -97,6 +98,23 @@ def write_records(
         Path(builder.data_dir).rename(directory)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _take_spec(splits: dict[str, Iterator[Record]]) -> tuple[RecordSpec, dict[str, Iterator[Record]]]:
+    """Sizes of the first record, and the splits from that record on."""
+    name, records = next(iter(splits.items()))
+    first = next(records, None)
+    if first is None:
+        raise _empty(name)
+    return RecordSpec.of(_without_notes(first)), splits | {name: itertools.chain([first], records)}
+
+
+def _without_notes(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in NOTES}
+
+
+def _empty(split: str) -> ValueError:
+    return ValueError(f"expected records in every split, got none in {split}; give more pictures")
 
 
 def open_records(directory: str | Path, split: str) -> RecordSource:

@@ -6,7 +6,7 @@ import pytest
 from data_pipeline.loader import make_loader
 from data_pipeline.records import open_records, write_records
 from data_pipeline.sources import ArraySource
-from tests.data_pipeline.made_up_records import SPEC, make_records
+from tests.data_pipeline.made_up_records import make_records
 
 SOURCE = ArraySource({"number": np.arange(23, dtype=np.int32), "pair": np.arange(46, dtype=np.float32).reshape(23, 2)})
 
@@ -64,17 +64,17 @@ def test_the_parts_of_all_processes_are_the_batches_of_one():
 
 def test_transforms_see_single_records_in_order():
     def double(record):
-        return {"number": 2 * record["number"]}
+        return {"number": np.asarray(2 * record["number"])}
 
     def add_one(record):
-        return {"number": record["number"] + 1}
+        return {"number": np.asarray(record["number"] + 1)}
 
     plain, changed = loader(), loader(transforms=(double, add_one))
     assert [[2 * n + 1 for n in batch] for batch in numbers(plain, 5)] == numbers(changed, 5)
 
 
 def test_worker_processes_read_the_same_batches_and_can_be_changed_on_resuming(tmp_path):
-    write_records(tmp_path / "records", {"train": make_records(0, 12)}, SPEC)
+    write_records(tmp_path / "records", {"train": make_records(0, 12)})
     source = open_records(tmp_path / "records", "train")
     settings = {"batch_size": 3, "seed": 5, "shuffle": True}
     expected = [batch["person_id"].tolist() for batch in itertools.islice(make_loader(source, **settings), 6)]

@@ -14,7 +14,7 @@ from tests.data_pipeline.made_up_records import SPEC, make_record, make_records
 def folder(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data") / "records"
     splits = {"train": make_records(0, 20), "validation": make_records(20, 25)}
-    write_records(directory, splits, SPEC, {"encoder": "none", "size_px": 64})
+    write_records(directory, splits, {"encoder": "none", "size_px": 64})
     return directory
 
 
@@ -43,7 +43,7 @@ def test_tfds_reads_the_folder_without_tensorflow(folder):
 def test_nothing_is_overwritten(folder):
     before = sorted(folder.iterdir())
     with pytest.raises(FileExistsError, match="expected a new folder"):
-        write_records(folder, {"train": make_records(0, 2)}, SPEC)
+        write_records(folder, {"train": make_records(0, 2)})
     assert sorted(folder.iterdir()) == before
 
 
@@ -61,7 +61,7 @@ def broken_records():
 )
 def test_a_failed_writing_leaves_nothing(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
-        write_records(tmp_path / "records", {"train": records()}, SPEC)
+        write_records(tmp_path / "records", {"train": records()})
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,1 @@
+"""Offline jobs: photographs to records."""
