@@ -31,6 +31,7 @@ setup(
         "pillow>=11",
         "safetensors>=0.6",
         "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",
         "transformers>=5.0,<6",
     ],
