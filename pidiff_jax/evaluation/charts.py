@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 460, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 40, 40
+_SMALL = 'font-size="11" fill="#5a6270"'
 _COLOURS = ("#2463c4", "#d1571f", "#2a8a57", "#8a3fb0", "#b3205a", "#6b7280")
 
 
@@ -28,24 +29,22 @@ def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], 
         up = (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
         return _LEFT + across, _HEIGHT - _BOTTOM - up
 
-    parts = [f'<text x="{_LEFT}" y="16" class="chart-title">{escape(title)}</text>']
+    parts = [f'<text x="{_LEFT}" y="16" font-size="13" font-weight="600" fill="#181c24">{escape(title)}</text>']
     for tick in y_ticks:
         y = place(x_low, tick)[1]
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" class="tick">{tick:g}</text>')
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e2e5ea"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" {_SMALL}>{tick:g}</text>')
     for tick in (t for t in x_ticks if x_low <= t <= x_high):
         x = place(tick, y_low)[0]
-        parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle" class="tick">{tick:g}</text>'
-        )
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle" {_SMALL}>{tick:g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle" class="tick">{escape(x_label)}</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle" {_SMALL}>{escape(x_label)}</text>')
     for (name, line), colour in zip(finite.items(), _COLOURS * len(finite), strict=False):
         parts += _line([place(*point) for point in line], name, colour)
     parts += _legend(list(finite))
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+        f'font-family="system-ui, sans-serif" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
     )
 
 
@@ -60,8 +59,8 @@ def _line(points: Sequence[tuple[float, float]], name: str, colour: str) -> list
 def _legend(names: Sequence[str]) -> list[str]:
     parts, x = [], _LEFT
     for name, colour in zip(names, _COLOURS * len(names), strict=False):
-        parts.append(f'<rect x="{x}" y="22" width="10" height="3" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 14}" y="27" class="tick">{escape(name)}</text>')
+        parts.append(f'<rect x="{x}" y="26" width="10" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 14}" y="31" {_SMALL}>{escape(name)}</text>')
         x += 24 + 6.2 * len(name)
     return parts
 

@@ -16,7 +16,7 @@ from pidiff_jax.evaluation import scores
 from pidiff_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from pidiff_jax.evaluation.pictures import SamplesGrid
 
-# (wplus (b, l, d), text_ids (b, m), noise (b, h, w, c), identity_scale) -> pixels (b, H, W, 3) in [0, 1] and the identity
+# (wplus (b, l, d), text_ids (b, m), noise (b, h, w, c), identity_scale) -> pixels (b, H, W, 3) in [0, 1] and identity
 # attention (b, h, w), which is not read where the scale is 0.
 GenerateFn = Callable[[np.ndarray, np.ndarray, Array, float], tuple[Array, Array]]
 JudgeFn = Callable[[np.ndarray], Array]

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (110, 118, 130)
+_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
 _MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
-_TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 14, 14
+_TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
 # Dark violet over red to light yellow: readable in grey and by colour-blind people.
 _HEAT = np.array([(12, 8, 38), (88, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255.0
 
@@ -101,11 +101,10 @@ def _draw_header(draw: ImageDraw.ImageDraw, left: list[int], cell_px: int, promp
         draw.text((start, _MARGIN - 4), title, _INK, _font(_TITLE_SIZE))
         draw.line((start, y, end, y), _INK, 2)
         column += width
-    for start in (1, 1 + num_prompts):
-        for offset, lines in enumerate(prompt_lines):
-            for number, line in enumerate(lines):
-                position = (left[start + offset] + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
-                draw.text(position, line, _FAINT, _font(_PROMPT_SIZE), anchor="mt")
+    for x, lines in zip(left, [[], *prompt_lines, *prompt_lines, ["of the first prompt"]], strict=True):
+        for number, line in enumerate(lines):
+            position = (x + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
+            draw.text(position, line, _FAINT, _font(_PROMPT_SIZE), anchor="mt")
 
 
 def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:

@@ -37,15 +37,12 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 2px solid #181c24; padding-bottom: .2rem; }
 .lead, .note { color: #5a6270; }
 table { border-collapse: collapse; width: 100%; }
+td:first-child { white-space: nowrap; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #e2e5ea; vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td .interval { color: #5a6270; font-size: .88em; }
 .samples { width: 100%; border: 1px solid #e2e5ea; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 1.2rem; }
-.chart-title { font-weight: 600; font-size: 13px; fill: #181c24; }
-.tick { font-size: 11px; fill: #5a6270; }
-.grid { stroke: #e2e5ea; }
-svg { font-family: system-ui, sans-serif; }
 pre { background: #f5f6f8; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.4; }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 </style>
