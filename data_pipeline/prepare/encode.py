@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from data_pipeline.prepare.align import align_face
 from data_pipeline.records import write_records
@@ -94,16 +95,16 @@ def write_photographs(
     identity_from: IdentityFrom = "other_photograph",
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Encodes photographs and writes them as a data set; see `encode_records` and `write_records`."""
+    """Encodes photographs and writes them as a data set, with a progress bar; see `encode_records`, `write_records`."""
     numbers = {person: index for index, person in enumerate(sorted({p.person for s in splits.values() for p in s}))}
+    settings = {"size_px": size_px, "face_size_px": face_size_px, "identity_from": identity_from}
     records = {
-        name: encode_records(
-            photographs, encoders, numbers, size_px=size_px, face_size_px=face_size_px, identity_from=identity_from
+        name: tqdm(
+            encode_records(photographs, encoders, numbers, **settings), name, len(photographs), unit="photograph"
         )
         for name, photographs in splits.items()
     }
-    made_with = {"size_px": size_px, "face_size_px": face_size_px, "identity_from": identity_from}
-    write_records(directory, records, {**made_with, **(metadata or {})})
+    write_records(directory, records, {**settings, **(metadata or {})})
 
 
 def encode_records(

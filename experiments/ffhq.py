@@ -1,0 +1,53 @@
+"""The main job: an identity adapter for Stable Diffusion 1.5 at 512 px, trained on FFHQ.
+
+Paper: PIDiff, arXiv 2505.05081. Which of these values the paper fixes and which are ours: docs/method.md.
+
+Needs a Stable Diffusion 1.x folder in diffusers' format and records of photographs (data_pipeline/prepare/encode.py),
+70,000 for the whole of FFHQ, with 18 x 512 W+ codes of e4e:
+
+    python -m launch.train --config=experiments/ffhq.py --workdir=runs/ffhq \
+        --config.base.path=FOLDER --config.data.path=FOLDER
+
+Hardware: meant for eight accelerators of 16 GB or more; a batch is split over all devices, and over accumulate_steps.
+Time, memory and scores: not yet measured. Batch size, learning rate and length follow published adapters of this kind
+(w-plus-adapter, IP-Adapter).
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """About 57 passes over the 70,000 pictures of FFHQ."""
+    config = ConfigDict()
+    config.task = "identity"
+    config.seed = 0
+    config.num_steps = 62_500
+    config.batch_size = 64
+    config.accumulate_steps = 1
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.clip_norm = 1.0
+    config.ema_decay = 0.9999
+    config.log_every_steps = 50
+    config.validate_every_steps = 1_000
+    config.checkpoint_every_steps = 1_000
+    config.num_checkpoints = 3
+    config.max_seconds = placeholder(float)  # stop early after so long; None: never
+    config.base = ConfigDict({"path": ""})  # a Stable Diffusion folder, with model_index.json
+    config.data = ConfigDict({"path": "", "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
+    config.mapper_groups = ((0, 4), (4, 8), (8, 12), (12, 18))
+    # Without a sink the adapter can be exported as an IP-Adapter file.
+    config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})
+    config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
+    config.background_weight = placeholder(float)  # weight of the denoising loss outside the face; None: no mask
+    config.min_snr_gamma = 5.0
+    config.min_time_fraction = 0.0
+    config.parameter_rules = (
+        (r"^unet/.*/to_[qkv]_id/", "identity"),
+        (r"^mapper/", "mapper"),
+        (r"^(unet|text_encoder)/", "frozen"),
+    )
+    adamw = {"learning_rate": 1e-4, "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 1_000}
+    config.groups = ConfigDict({"identity": dict(adamw), "mapper": dict(adamw)})
+    return config
