@@ -99,9 +99,7 @@ def write_photographs(
     numbers = {person: index for index, person in enumerate(sorted({p.person for s in splits.values() for p in s}))}
     settings = {"size_px": size_px, "face_size_px": face_size_px, "identity_from": identity_from}
     records = {
-        name: tqdm(
-            encode_records(photographs, encoders, numbers, **settings), name, len(photographs), unit="photograph"
-        )
+        name: _with_progress(encode_records(photographs, encoders, numbers, **settings), name, len(photographs))
         for name, photographs in splits.items()
     }
     write_records(directory, records, {**settings, **(metadata or {})})
@@ -164,6 +162,10 @@ def square_crop(photograph: Photograph, size_px: int) -> tuple[UInt8[np.ndarray,
     square = Image.fromarray(pixels[top : top + side, left : left + side])
     resized = square.resize((size_px, size_px), Image.Resampling.LANCZOS)
     return np.array(resized), mask[top : top + side, left : left + side]
+
+
+def _with_progress(records: Iterator[dict[str, Any]], name: str, total: int) -> Iterator[dict[str, Any]]:
+    yield from tqdm(records, name, total, unit="photograph")
 
 
 def _next_of_person(photographs: Sequence[Photograph]) -> list[Photograph]:
