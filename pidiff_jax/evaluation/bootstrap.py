@@ -3,9 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
-
-_RESAMPLES_PER_CHUNK = 1000
+from jaxtyping import Bool, Float, Int
 
 
 class Interval(NamedTuple):
@@ -41,13 +39,7 @@ def bootstrap_mean(
             f"expected at least one value, all finite, got {values}; look at the pictures that were scored"
         )
     rng = np.random.default_rng(seed)
-    counts = np.full(-(-num_resamples // _RESAMPLES_PER_CHUNK), _RESAMPLES_PER_CHUNK)
-    counts[-1] = num_resamples - counts[:-1].sum()
-    means = np.concatenate([_resampled_means(values, count, rng) for count in counts])
+    means = values[rng.integers(len(values), size=(num_resamples, len(values)))].mean(1)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(means, [tail, 100.0 - tail])
     return Interval(float(values.mean()), float(low), float(high))
-
-
-def _resampled_means(values: Shaped[np.ndarray, "n"], count: int, rng: np.random.Generator) -> np.ndarray:
-    return values[rng.integers(len(values), size=(count, len(values)))].mean(1)

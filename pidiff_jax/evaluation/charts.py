@@ -4,19 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+Point = tuple[float | int, float | int]
+
 _WIDTH, _HEIGHT = 460, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 40, 40
 _SMALL = 'font-size="11" fill="#5a6270"'
 _COLOURS = ("#2463c4", "#d1571f", "#2a8a57", "#8a3fb0", "#b3205a", "#6b7280")
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str = "step") -> str:
+def line_chart(title: str, series: Mapping[str, Sequence[Point]], x_label: str = "step") -> str:
     """Draws named lines of (x, y) points as an <svg> element; points that aren't finite are left out.
 
     Raises:
         ValueError: no point is left to draw.
     """
-    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
+    finite = {name: [(float(x), float(y)) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     points = [point for line in finite.values() for point in line]
     if not points:
         raise ValueError(f"expected at least one finite point to draw for {title!r}, got none; leave the chart out")

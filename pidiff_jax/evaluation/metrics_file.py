@@ -23,7 +23,7 @@ def write_metrics(
     scores: Mapping[str, Mapping[str, Interval]],
     *,
     num_steps: int,
-    seconds_training: float,
+    seconds_training: float | int,
     versions: Mapping[str, str],
     fingerprints: Mapping[str, str],
     details: Mapping[str, Interval] | None = None,

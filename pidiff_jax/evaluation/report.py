@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pidiff_jax.evaluation.bootstrap import Interval
-from pidiff_jax.evaluation.charts import line_chart
+from pidiff_jax.evaluation.charts import Point, line_chart
 from pidiff_jax.evaluation.metrics_file import SCORES, write_atomically
 from pidiff_jax.evaluation.pictures import png_bytes
 
@@ -63,7 +63,7 @@ def write_report(
     scores: Mapping[str, Mapping[str, Interval]],
     details: Mapping[str, Interval],
     samples: UInt8[np.ndarray, "h w 3"],
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Mapping[str, float | int]],
     config: Mapping[str, Any],
     parameter_table: str,
     facts: Mapping[str, Any],
@@ -96,9 +96,9 @@ def write_report(
     write_atomically(path, html.encode())
 
 
-def chart_groups(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def chart_groups(history: Sequence[Mapping[str, float | int]]) -> dict[str, dict[str, list[Point]]]:
     """Chart title -> line name -> points: losses in training beside validation, and all other validation metrics."""
-    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    groups: dict[str, dict[str, list[Point]]] = {}
     for entry in history:
         for name, value in entry.items():
             rest = name.removeprefix("validation/")
@@ -156,5 +156,5 @@ def _facts_table(facts: Mapping[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | int) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,154 @@
+"""The report is one self-contained file; metrics.json has the promised schema; pictures show what they should."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from pidiff_jax.evaluation.charts import line_chart
+from pidiff_jax.evaluation.metrics_file import SCORES, write_atomically, write_metrics
+from pidiff_jax.evaluation.pictures import draw_samples, heat_overlay, png_bytes
+from pidiff_jax.evaluation.report import chart_groups, scores_text, write_report
+from tests.evaluation import tiny_evaluation as tiny
+
+FACTS = {
+    "num_steps": 400,
+    "seconds_training": 250.0,
+    "versions": {"jax": "0.10.2"},
+    "fingerprints": {"unet": "sha256:0123"},
+}
+HISTORY = [
+    {"step": 100, "loss": 0.5, "loss/denoising": 0.4, "grad_norm/identity": 1.0},
+    {"step": 200, "loss": 0.3, "loss/denoising": 0.2, "validation/loss": 0.35, "validation/identity_similarity": 0.2},
+]
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return tiny.evaluate()
+
+
+@pytest.fixture
+def html(evaluation, tmp_path):
+    write_report(
+        tmp_path / "report.html",
+        title="A <tiny> run",
+        scores=evaluation.scores,
+        details=evaluation.details,
+        samples=draw_samples(evaluation.grid, cell_px=32),
+        history=HISTORY,
+        config={"learning_rate": 0.123, "name": "</pre><script>"},
+        parameter_table="unet/attn2/to_k_id  trained",
+        facts=FACTS,
+    )
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_report_needs_no_other_file(html):
+    class Links(HTMLParser):
+        found: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            assert tag not in ("script", "link", "iframe")
+            self.found += [value for name, value in attrs if name in ("src", "href")]
+
+    links = Links()
+    links.feed(html)
+    assert links.found and all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert "url(" not in html and "@import" not in html
+
+
+def test_the_report_holds_everything_and_escapes_it(html):
+    for expected in (
+        "A &lt;tiny&gt; run",
+        "0.123",
+        "to_k_id",
+        "0.10.2",
+        "sha256:0123",
+        "400 steps",
+        "attention in face",
+    ):
+        assert expected in html
+    assert "<script>" not in html
+    assert html.count("<svg") == len(chart_groups(HISTORY)) == 3
+
+
+def test_charts_are_xml_and_join_training_with_validation():
+    groups = chart_groups(HISTORY)
+    assert groups["loss"] == {"training": [(100, 0.5), (200, 0.3)], "validation": [(200, 0.35)]}
+    assert set(groups) == {"loss", "loss: denoising", "identity similarity"}
+    for title, lines in groups.items():
+        ElementTree.fromstring(line_chart(title, lines))
+
+
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0], [0.0, 0.0], [-1e-6, 1e-6], [1.0, math.nan, 1e6]])
+def test_charts_take_any_numbers(values):
+    svg = line_chart("a & b", {"x": list(enumerate(values))})
+    ElementTree.fromstring(svg)
+    numbers = [float(n) for n in re.findall(r"[-\d.]+", " ".join(re.findall(r'points="([^"]*)"', svg)))]
+    assert all(0 <= n <= 460 for n in numbers)
+
+
+def test_a_chart_without_finite_points_is_refused():
+    with pytest.raises(ValueError, match="at least one finite point"):
+        line_chart("loss", {"training": [(1, math.nan)]})
+
+
+def test_metrics_have_the_promised_schema(evaluation, tmp_path):
+    path = tmp_path / "metrics.json"
+    write_metrics(path, evaluation.scores, details=evaluation.details, num_people=10, **FACTS)
+    metrics = json.loads(path.read_text())
+    for name in SCORES:
+        for key in ("on", "off"):
+            low, mean, high = (metrics[name][key][part] for part in ("low", "mean", "high"))
+            assert low - 1e-9 <= mean <= high + 1e-9
+    assert metrics["num_steps"] == 400 and metrics["seconds_training"] == 250.0 and metrics["num_people"] == 10
+    assert metrics["versions"] == {"jax": "0.10.2"} and metrics["fingerprints"] == {"unet": "sha256:0123"}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_metrics_without_a_score_are_refused(evaluation, tmp_path):
+    incomplete = {name: pair for name, pair in evaluation.scores.items() if name != "diversity"}
+    with pytest.raises(ValueError, match="diversity"):
+        write_metrics(tmp_path / "metrics.json", incomplete, **FACTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_atomically(path, b"old")
+
+    def fail(self, content):
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(path), "write_bytes", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_table_for_the_terminal_has_every_score(evaluation):
+    text = scores_text(evaluation.scores)
+    assert all(name in text for name in SCORES) and max(map(len, text.splitlines())) <= 80
+
+
+def test_samples_have_a_row_per_person_and_their_pictures(evaluation):
+    picture = draw_samples(evaluation.grid, cell_px=40)
+    assert picture.dtype == np.uint8 and picture.shape[0] > 4 * 40 and picture.shape[1] > 6 * 40
+    blue = (picture[..., 2] > 100) & (picture[..., 0] < 30) & (picture[..., 1] < 30)
+    assert blue.sum() > 4 * 2 * 40 * 15  # the second prompt's background, on and off
+    assert png_bytes(picture).startswith(b"\x89PNG")
+
+
+def test_heat_is_brightest_where_attention_is():
+    attention = np.zeros((4, 4), np.float32)
+    attention[0, 0] = 5.0
+    heat = heat_overlay(np.full((16, 16, 3), 0.5, np.float32), attention).sum(-1)
+    assert heat[1, 1] == pytest.approx(heat.max(), rel=0.05) and heat[-1, -1] == pytest.approx(heat.min(), rel=0.05)
+    assert np.isfinite(heat_overlay(np.zeros((16, 16, 3), np.float32), np.zeros((4, 4), np.float32))).all()
