@@ -1,4 +1,4 @@
-"""The full-size models that the benchmarks run: Stable Diffusion 1.5's UNet with an identity adapter, random weights."""
+"""What the benchmarks run: Stable Diffusion 1.5's UNet with an identity adapter, with random weights."""
 
 import argparse
 from typing import Any

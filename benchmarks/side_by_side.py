@@ -1,11 +1,15 @@
 """Times a workload of ours and its PyTorch counterpart in two processes that take turns, and compares them.
 
 Each process builds its workload and warms up (compilation is not timed, but reported); then the two run one after the
-other, `--rounds` times, so that whatever else the machine does meets both. Peak memory is the resident size of the process
-over the timed runs; `peak_with_setup` also counts building the weights and compiling.
+other, `--rounds` times, so that whatever else the machine does meets both. Processor time is reported beside wall-clock
+time: it depends less on what else runs. Peak memory is the resident size of the process over the timed runs;
+`peak_with_setup` also counts building the weights and compiling; what either side freed after that is given back before
+the timed runs.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -35,14 +39,20 @@ def _compare(name: str, args: argparse.Namespace) -> None:
     command = [sys.executable, sys.argv[0], f"--size={args.size}", f"--batch={args.batch}"]
     workers = {}
     for side in SIDES:  # one after the other, so that setting up doesn't need the memory of both
-        worker = subprocess.Popen([*command, f"--side={side}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        workers[side] = (worker, {"setup_seconds": _answer(worker)["seconds"], "seconds": []})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        worker = subprocess.Popen([*command, f"--side={side}"], text=True, **pipes)
+        workers[side] = (worker, {"setup_seconds": _answer(worker)["seconds"], "seconds": [], "cpu_seconds": []})
     for _ in range(args.rounds):
         for side, (worker, result) in workers.items():
             answer = _ask(worker, "run")
             result["seconds"].append(answer["seconds"])
+            result["cpu_seconds"].append(answer["cpu_seconds"])
             result["peak_gb"], result["peak_with_setup_gb"] = answer["peak_gb"], answer["peak_with_setup_gb"]
-            print(f"{name}: {side:8s} {answer['seconds']:7.2f} s  peak {answer['peak_gb']:.2f} GB", file=sys.stderr)
+            print(
+                f"{name}: {side:8s} {answer['seconds']:7.2f} s ({answer['cpu_seconds']:.2f} s of processors), "
+                f"peak {answer['peak_gb']:.2f} GB",
+                file=sys.stderr,
+            )
     for worker, _ in workers.values():
         worker.stdin.close()
         worker.wait()
@@ -50,8 +60,10 @@ def _compare(name: str, args: argparse.Namespace) -> None:
     report |= {side: result for side, (_, result) in workers.items()}
     theirs, ours = (report[side] for side in SIDES)
     report["time_ratio"] = min(ours["seconds"]) / min(theirs["seconds"])
+    report["cpu_time_ratio"] = min(ours["cpu_seconds"]) / min(theirs["cpu_seconds"])
     report["memory_ratio"] = ours["peak_gb"] / theirs["peak_gb"]
-    print(f"ours / PyTorch: time {report['time_ratio']:.2f}, peak memory {report['memory_ratio']:.2f}", file=sys.stderr)
+    ratios = ", ".join(f"{key.removesuffix('_ratio')} {value:.2f}" for key, value in report.items() if "_ratio" in key)
+    print(f"ours / PyTorch: {ratios}", file=sys.stderr)
     print(json.dumps(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -74,15 +86,17 @@ def _serve(run: Callable[[], None]) -> None:
     start = time.perf_counter()
     run()
     setup_peak = _status_gb("VmHWM")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that compiling freed, but that the C library keeps
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run()
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         peak = _status_gb("VmHWM")
-        answer = {"seconds": seconds, "peak_gb": peak, "peak_with_setup_gb": max(peak, setup_peak)}
-        print(json.dumps(answer), flush=True)
+        peaks = {"peak_gb": peak, "peak_with_setup_gb": max(peak, setup_peak)}
+        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds} | peaks), flush=True)
 
 
 def _status_gb(field: str) -> float:

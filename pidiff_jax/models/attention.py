@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pidiff_jax.models.layers import Dense
@@ -56,7 +57,7 @@ def dot_product_attention(
 
 
 def choose_implementation(
-    platform: str, num_queries: int, num_keys: int, head_width: int, dtype: jnp.dtype, masked: bool
+    platform: str, num_queries: int, num_keys: int, head_width: int, dtype: DTypeLike, masked: bool
 ) -> Implementation:
     """Picks the implementation for a platform ("cpu", "gpu", "tpu") and shape.
 
@@ -180,8 +181,10 @@ chunked_attention.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _over_heads(one_head: Callable, arrays: Any) -> Any:
-    """Applies a function of one head: on a CPU one after another, which keeps a head's arrays in its cache; elsewhere all
-    at once, which leaves samples and heads free to be spread over a mesh."""
+    """Applies a function of one head: on a CPU to one after another, which keeps a head's arrays in its cache.
+
+    Elsewhere to all at once, which leaves samples and heads free to be spread over a mesh.
+    """
     if jax.default_backend() != "cpu":
         return jax.vmap(jax.vmap(one_head))(arrays)
     b, num_heads = jax.tree.leaves(arrays)[0].shape[:2]
@@ -230,7 +233,7 @@ class IdentityAttentionSpec:
         weights sum to 1. An adapter with a sink can't be exported to other projects' formats.
     """
 
-    variant: Literal["decoupled", "residual"] = "decoupled"
+    variant: str = "decoupled"
     token_dim: int = 768
     sink: bool = False
 
@@ -253,7 +256,7 @@ class SelfAttention(nn.Module):
     """Multi-head attention of a sequence to itself."""
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -272,7 +275,7 @@ class CrossAttention(nn.Module):
 
     num_heads: int
     identity: IdentityAttentionSpec | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pidiff_jax.models.layers import Dense, LayerNorm
@@ -49,7 +50,7 @@ class IdentityMapper(nn.Module):
     """
 
     spec: MapperSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, wplus: Float[Array, "b l d"]) -> Float[Array, "b t d_id"]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from pidiff_jax.models.attention import Conditioning, IdentityAttentionSpec
@@ -75,7 +76,7 @@ class UNet(nn.Module):
     """
 
     spec: UNetSpec
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -132,7 +133,7 @@ class UNet(nn.Module):
             x, _, new_maps = self._block(name, level, "up")(x, time_embed, cond, used)
             maps |= with_prefix(name, new_maps)
 
-        x = nn.silu(GroupNorm(spec.norm_num_groups, 1e-5, dtype=self.dtype, name="conv_norm_out")(x))
+        x = GroupNorm(spec.norm_num_groups, 1e-5, nn.silu, self.dtype, name="conv_norm_out")(x)
         prediction = Conv(spec.out_channels, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
         return (prediction, maps) if return_attention else prediction
 
@@ -177,7 +178,7 @@ class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the timestep and a two-layer MLP, four times as wide."""
 
     channels: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, timesteps: Num[Array, "b"]) -> Float[Array, "b d"]:

@@ -21,16 +21,21 @@ def tiny_cross_attention():
     """A cross-attention over 8x8 positions, as a function of the identity scale in the UNet's shapes."""
     spec, params, arrays, _ = tiny_unet()
     params = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
-    x = np.random.default_rng(0).standard_normal((2, 64, 16)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 16)), jnp.float32)
 
     def attend(scale=None, tokens=True):
         size = max(8, *np.shape(scale)[1:3]) if np.ndim(scale) == 4 else 8
+        scale = None if scale is None else jnp.asarray(scale)
         scale = scale_at(expand_scale(scale, (2, size, size, 4), (2, 3)), 8, 8)
-        identity = (arrays["identity_tokens"], scale)
+        identity = (jnp.asarray(arrays["identity_tokens"]), scale)
         module = CrossAttention(2, spec.identity)
-        return module.apply({"params": params}, x, arrays["text_embeds"], *(identity if tokens else ()))[0]
+        return module.apply({"params": params}, x, jnp.asarray(arrays["text_embeds"]), *(identity if tokens else ()))[0]
 
     return attend
+
+
+def as_jax(arrays):
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 def without_identity(arrays):
@@ -108,7 +113,8 @@ def test_gradients_reach_every_identity_kernel():
     @jax.jit
     def loss(identity):
         flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)
-        return jnp.square(UNet(spec).apply({"params": traverse_util.unflatten_dict(flat)}, **arrays)).mean()
+        params = {"params": traverse_util.unflatten_dict(flat)}
+        return jnp.square(UNet(spec).apply(params, **as_jax(arrays))).mean()
 
     gradients = traverse_util.flatten_dict(jax.grad(loss)(identity), sep="/")
     assert len(gradients) == 3 * 4
@@ -119,8 +125,8 @@ def test_identity_parameters_exist_whether_or_not_init_sees_tokens():
     spec = tiny_spec("residual")
     arrays = inputs(spec)
     shapes = [
-        jax.eval_shape(UNet(spec).init, jax.random.key(0), *args)
-        for args in (arrays.values(), without_identity(arrays).values())
+        jax.eval_shape(UNet(spec).init, jax.random.key(0), **args)
+        for args in (as_jax(arrays), as_jax(without_identity(arrays)))
     ]
     assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
     base = unet_shapes(tiny_spec(None))
@@ -144,7 +150,7 @@ def test_init_copies_text_kernels_where_widths_agree():
 
 def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     spec, params, arrays, apply = tiny_unet()
-    half = jax.jit(lambda: UNet(spec, jnp.bfloat16).apply({"params": params}, **arrays))()
+    half = jax.jit(lambda: UNet(spec, jnp.bfloat16).apply({"params": params}, **as_jax(arrays)))()
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, apply(params, arrays), atol=0.2)
 

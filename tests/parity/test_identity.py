@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -42,7 +43,7 @@ def unet_spec(variant):
 @functools.lru_cache
 def adapter(variant):
     spec = unet_spec(variant)
-    mapper_shapes = jax.eval_shape(IdentityMapper(MAPPER).init, jax.random.key(0), np.zeros((1, 6, 10), np.float32))
+    mapper_shapes = jax.eval_shape(IdentityMapper(MAPPER).init, jax.random.key(0), jnp.zeros((1, 6, 10)))
     params = {
         "unet": random_params(unet_shapes(spec)),
         "mapper": random_params(nn.meta.unbox(mapper_shapes)["params"], seed=3),
@@ -164,7 +165,7 @@ def test_one_cross_attention_agrees_with_ip_adapters_processor():
         theirs(torch.from_numpy(x), (torch.from_numpy(text), [torch.from_numpy(tokens)[:, None]])).detach().numpy()
     )
     ours = params["unet"]["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
-    out, _ = CrossAttention(2, spec.identity).apply({"params": ours}, x, text, tokens)
+    out, _ = CrossAttention(2, spec.identity).apply({"params": ours}, *map(jnp.asarray, (x, text, tokens)))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 
@@ -176,7 +177,7 @@ def test_the_mapper_is_ip_adapters_projection_with_a_block_sparse_weight():
     expected = torch.nn.functional.layer_norm(
         expected.unflatten(1, (4, WIDTH)), (WIDTH,), projection["norm.weight"], projection["norm.bias"]
     )
-    tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, codes)
+    tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, jnp.asarray(codes))
     np.testing.assert_allclose(tokens, expected.numpy(), rtol=0, atol=1e-5)
 
 
@@ -227,9 +228,9 @@ def test_what_a_format_cannot_hold_is_refused():
 
 def test_the_zero_code_gives_the_norms_bias_and_bad_codes_are_refused():
     _, params = adapter("decoupled")
-    tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, np.zeros((1, 6, 10), np.float32))
+    tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, jnp.zeros((1, 6, 10)))
     np.testing.assert_allclose(tokens, np.broadcast_to(params["mapper"]["norm"]["bias"], tokens.shape))
     with pytest.raises(ValueError, match=r"\(b, 6, 10\)"):
-        IdentityMapper(MAPPER).apply({"params": params["mapper"]}, np.zeros((1, 5, 10), np.float32))
+        IdentityMapper(MAPPER).apply({"params": params["mapper"]}, jnp.zeros((1, 5, 10)))
     with pytest.raises(ValueError, match="consecutive"):
         MapperSpec(groups=((0, 4), (5, 8)))

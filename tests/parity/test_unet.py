@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,12 +83,12 @@ def test_single_layers_agree(family):
     block, ours = model.down_blocks[1], params["down_blocks_1"]
     wide = x[..., :16]
     expected = nhwc(block.resnets[0](nchw(wide), torch.from_numpy(time_embed)))
-    out = ResnetBlock(32, 8).apply({"params": ours["resnets_0"]}, wide, time_embed)
+    out = ResnetBlock(32, 8).apply({"params": ours["resnets_0"]}, jnp.asarray(wide), jnp.asarray(time_embed))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
     expected = nhwc(block.attentions[0](nchw(x), torch.from_numpy(text)).sample)
     transformer = SpatialTransformer(spec.num_heads[1], 1, 8, spec.use_linear_projection)
-    out, maps = transformer.apply({"params": ours["attentions_0"]}, x, Conditioning(text))
+    out, maps = transformer.apply({"params": ours["attentions_0"]}, jnp.asarray(x), Conditioning(jnp.asarray(text)))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
     assert maps == {}
 
