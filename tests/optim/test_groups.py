@@ -64,8 +64,8 @@ def test_frozen_parameters_have_no_optimizer_state():
     ("specs", "message"),
     [
         ({"slow": GroupSpec(1e-3)}, "the difference is fast"),
-        ({"slow": GroupSpec(1), "fast": GroupSpec(1), "quick": GroupSpec(1)}, "the difference is quick"),
-        ({"slow": GroupSpec(1), "fast": GroupSpec(1), "frozen": GroupSpec(1)}, "no spec for the group 'frozen'"),
+        ({"slow": GroupSpec(1.0), "fast": GroupSpec(1.0), "quick": GroupSpec(1.0)}, "the difference is quick"),
+        ({"slow": GroupSpec(1.0), "fast": GroupSpec(1.0), "frozen": GroupSpec(1.0)}, "no spec for the group 'frozen'"),
     ],
 )
 def test_groups_and_specs_must_agree(specs, message):

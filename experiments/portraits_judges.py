@@ -1,0 +1,43 @@
+"""The judges: a face recogniser and a scene classifier for scoring, trained on people that no other training sees.
+
+    python -m launch.train --config=experiments/portraits_judges.py:recogniser --workdir=runs/portraits_recogniser
+    python -m launch.train --config=experiments/portraits_judges.py:scenes     --workdir=runs/portraits_scenes
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(part: str = "recogniser") -> ConfigDict:
+    """`part` is "recogniser" or "scenes"; a few minutes each on two CPU cores."""
+    if part not in ("recogniser", "scenes"):
+        raise ValueError(f"expected experiments/portraits_judges.py:recogniser or :scenes, got {part!r}")
+    recogniser = part == "recogniser"
+    config = ConfigDict()
+    config.task = part
+    config.seed = 7
+    config.num_steps = 1_000 if recogniser else 1_200
+    config.batch_size = 96 if recogniser else 32
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.clip_norm = 1.0
+    config.accumulate_steps = 1
+    config.ema_decay = 0.99
+    config.log_every_steps = 20
+    config.validate_every_steps = 500
+    config.checkpoint_every_steps = 500
+    config.num_checkpoints = 2
+    config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
+    config.losses = ConfigDict({"contrastive": 1.0} if recogniser else {"classification": 1.0})
+    config.parameter_rules = ((r".*", "all"),)
+    config.groups = ConfigDict(
+        {
+            "all": {
+                "learning_rate": 2e-3,
+                "weight_decay": 0.01,
+                "b2": 0.99,
+                "schedule": "linear",
+                "warmup_steps": 50,
+                "decay_fraction": 0.5,
+            }
+        }
+    )
+    return config

@@ -1,0 +1,39 @@
+"""The embedded W+ space: a small e4e encoder and StyleGAN2 synthesis, trained as an autoencoder of aligned faces.
+
+    python -m launch.train --config=experiments/portraits_wplus.py --workdir=runs/portraits_wplus
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """About twenty minutes on two CPU cores."""
+    config = ConfigDict()
+    config.task = "wplus"
+    config.seed = 0
+    config.num_steps = 4_000
+    config.batch_size = 32
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.clip_norm = 1.0
+    config.accumulate_steps = 1
+    config.ema_decay = 0.998
+    config.log_every_steps = 50
+    config.validate_every_steps = 1000
+    config.checkpoint_every_steps = 1000
+    config.num_checkpoints = 2
+    config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})
+    config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
+    config.parameter_rules = ((r".*", "all"),)
+    config.groups = ConfigDict(
+        {
+            "all": {
+                "learning_rate": 2e-3,
+                "weight_decay": 0.0,
+                "b2": 0.99,
+                "schedule": "linear",
+                "warmup_steps": 200,
+                "decay_fraction": 0.35,
+            }
+        }
+    )
+    return config

@@ -1,0 +1,33 @@
+"""Train: `python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart`.
+
+Run again with the same workdir, it resumes from the last checkpoint, or says that the run is complete.
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before the heavy imports: a run's time limit counts from here
+
+from pathlib import Path  # noqa: E402
+
+from absl import flags  # noqa: E402
+
+from launch import command_line  # noqa: E402
+
+CONFIG = command_line.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
+    from pidiff_jax.train.run import train_experiment
+
+    from launch import identity_results
+
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    finish = identity_results if config.task == "identity" else None
+    train_experiment(config, workdir, started=STARTED, identity_results=finish)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

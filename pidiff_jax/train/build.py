@@ -1,0 +1,51 @@
+"""From the config to an experiment: the only code below launch/ that reads a ConfigDict."""
+
+from typing import Any
+
+from pidiff_jax.optim.groups import GroupSpec
+from pidiff_jax.optim.rules import ParameterRule
+from pidiff_jax.train import build_identity, build_portraits
+from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.train.loop import LoopSettings
+
+BUILDERS = {
+    "autoencoder": build_portraits.build_autoencoder,
+    "text_to_image": build_portraits.build_text_to_image,
+    "wplus": build_portraits.build_wplus,
+    "recogniser": build_portraits.build_recogniser,
+    "scenes": build_portraits.build_scenes,
+    "identity": build_identity.build_identity,
+}
+
+
+def build_experiment(config: Any) -> Experiment:
+    """Makes models, data and losses of the config's task.
+
+    Raises:
+        ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
+    """
+    if config.task not in BUILDERS:
+        raise ValueError(f"expected config.task of {sorted(BUILDERS)}, got {config.task!r}; correct the config")
+    parts = BUILDERS[config.task](config)
+    return Experiment(
+        name=config.task,
+        loss_weights=dict(config.losses),
+        rules=[ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
+        groups={name: GroupSpec(**group) for name, group in config.groups.items()},
+        **parts,
+    )
+
+
+def loop_settings(config: Any) -> LoopSettings:
+    """Length and cadence of the run."""
+    return LoopSettings(
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        mesh=dict(config.mesh),
+        clip_norm=config.clip_norm,
+        ema_decay=config.ema_decay,
+        accumulate_steps=config.accumulate_steps,
+        log_every_steps=config.log_every_steps,
+        max_seconds=config.get("max_seconds"),
+    )

@@ -1,0 +1,110 @@
+"""What happens now and then during training: logs, validation, pictures, checkpoints."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from pidiff_jax.checkpoint.manager import CheckpointManager
+from pidiff_jax.optim.rules import merge
+from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.train.loop import Run
+from pidiff_jax.train.step import compile_evaluate_losses
+
+Preview = Callable[[Mapping[str, Any]], tuple[dict[str, np.ndarray], dict[str, float]]]
+
+
+class MetricsLog:
+    """Writes scalars to TensorBoard events and to `history.jsonl`, one line per report; only in process 0."""
+
+    def __init__(self, workdir: Path):
+        self.active = jax.process_index() == 0
+        self.path = workdir / "history.jsonl"
+        self.writer = SummaryWriter(str(workdir / "tensorboard")) if self.active else None
+
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+        if metrics is not None:
+            self.write(step, metrics)
+
+    def write(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None) -> None:
+        """Logs scalars and uint8 pictures (h, w, 3)."""
+        if not self.active:
+            return
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+        for name, picture in (pictures or {}).items():
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+        self.writer.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def history(self) -> list[dict[str, float]]:
+        """All reports so far, also those of the runs that this one resumed; the last report of a step wins."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        merged: dict[int, dict[str, float]] = {}
+        for line in lines:
+            entry = json.loads(line)
+            merged.setdefault(entry["step"], {}).update(entry)
+        return [merged[step] for step in sorted(merged)]
+
+
+class Validation:
+    """Mean losses on held-out data, with the averaged parameters, fixed examples and fixed noise."""
+
+    def __init__(self, every_steps: int, log: MetricsLog, max_batches: int = 4):
+        self.every_steps, self.log, self.max_batches = every_steps, log, max_batches
+        self.evaluate = None
+        self.batches: list[dict[str, np.ndarray]] = []
+
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+        if step % self.every_steps and step != run.settings.num_steps:
+            return
+        if self.evaluate is None:
+            self._prepare(run)
+        results = [
+            self.evaluate(run.average, run.frozen, shard_batch(batch, run.mesh), jax.random.key(index))
+            for index, batch in enumerate(self.batches)
+        ]
+        means = {f"validation/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}
+        self.log.write(step, means)
+
+    def _prepare(self, run: Run) -> None:
+        source, size = run.experiment.validation_source, run.settings.batch_size
+        local = size // jax.process_count()
+        if len(source) < size:
+            raise ValueError(f"expected at least one batch ({size}) of validation records, got {len(source)}; add records")
+        for start in range(0, min(len(source) // size, self.max_batches) * size, size):
+            first = start + jax.process_index() * local
+            records = [source[index] for index in range(first, first + local)]
+            self.batches.append({name: np.stack([r[name] for r in records]) for name in records[0]})
+        e = run.experiment
+        self.evaluate = compile_evaluate_losses(
+            e.losses, e.loss_weights, run.average, run.frozen, self.batches[0], run.mesh
+        )
+
+
+class Previews:
+    """Draws pictures and scores of the present state: the answer to "is it learning the identity?"."""
+
+    def __init__(self, every_steps: int, log: MetricsLog, preview: Preview):
+        self.every_steps, self.log, self.preview = every_steps, log, preview
+
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+        if step % self.every_steps == 0 and step < run.settings.num_steps:
+            pictures, scores = self.preview(merge(run.average, run.frozen))
+            self.log.write(step, scores, pictures)
+
+
+class Checkpoints:
+    """Saves the state and the position in the data when a save is due."""
+
+    def __init__(self, manager: CheckpointManager):
+        self.manager = manager
+
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+        if self.manager.should_save(step):
+            self.manager.save(run.state, run.loader.get_state())

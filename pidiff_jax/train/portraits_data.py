@@ -1,0 +1,98 @@
+"""Training arrays of the embedded world: rendered pictures, latents, W+ codes and token ids."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline import portraits
+from data_pipeline.sources import ArraySource
+from data_pipeline.tokenizer import portraits_tokenizer, tokenize
+
+
+def pictures(split: str, num_people: int, per_person: int, view: portraits.View, first_picture: int = 0, start: int = 0) -> dict:
+    """Renders pictures: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), scene (n, 3), person_id (n,); person-major."""
+    people = np.repeat(portraits.person_ids(split, num_people, start), per_person)
+    numbers = np.tile(np.arange(per_person, dtype=np.int32) + first_picture, num_people)
+    picture = portraits.draw(people, numbers, view)
+    return {
+        "pixels": np.rint(picture.pixels * 255).astype(np.uint8),
+        "head_mask": np.rint(picture.head_mask * 255).astype(np.uint8),
+        "scene": picture.scene,
+        "person_id": people,
+    }
+
+
+def picture_source(split: str, num_people: int, per_person: int, views: tuple[str, ...], start: int = 0) -> ArraySource:
+    """Pictures of several views as one source, with their scenes."""
+    parts = [pictures(split, num_people, per_person, view, start=start) for view in views]
+    return ArraySource({name: np.concatenate([p[name] for p in parts]) for name in ("pixels", "scene", "person_id")})
+
+
+def pair_source(split: str, num_people: int, pairs_per_person: int) -> ArraySource:
+    """Pairs of pictures of one person: wild with wild, and wild with aligned."""
+    wild = pictures(split, num_people, 2 * pairs_per_person, "wild")["pixels"]
+    aligned = pictures(split, num_people, pairs_per_person, "aligned")["pixels"]
+    wild = wild.reshape(num_people, 2 * pairs_per_person, *wild.shape[1:])
+    aligned = aligned.reshape(num_people, pairs_per_person, *aligned.shape[1:])
+    others = wild[:, pairs_per_person:].copy()
+    others[:, ::2] = aligned[:, ::2]
+    join = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    return ArraySource({"pixels": join(wild[:, :pairs_per_person]), "other_pixels": join(others)})
+
+
+def in_batches(function: Callable, arrays: np.ndarray, batch_size: int = 64) -> tuple[np.ndarray, ...]:
+    """Applies a jitted function batch by batch (one compiled shape) and joins the results."""
+    outputs = []
+    for start in range(0, len(arrays), batch_size):
+        piece = arrays[start : start + batch_size]
+        short = batch_size - len(piece)
+        result = function(np.pad(piece, ((0, short),) + ((0, 0),) * (piece.ndim - 1)))
+        outputs.append(jax.tree.map(lambda x: np.asarray(x)[: batch_size - short], result))
+    return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+
+
+def latent_arrays(encode: Callable, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """VAE mean and log-variance of uint8 pixels; `encode` takes pixels in [-1, 1]."""
+    mean, log_variance = in_batches(jax.jit(lambda x: encode(x.astype(jnp.float32) / 127.5 - 1.0)), pixels)
+    return {"latent_mean": mean, "latent_log_variance": log_variance}
+
+
+def caption_ids(scenes: np.ndarray) -> np.ndarray:
+    """Token ids (n, m) of the scenes' captions, the wordings used in turn."""
+    captions = [portraits.caption(scene, index) for index, scene in enumerate(scenes)]
+    return tokenize(portraits_tokenizer(), captions)
+
+
+def caption_source(encode: Callable, split: str, num_people: int, per_person: int) -> ArraySource:
+    """Latents and captions of wild pictures, for the base model."""
+    wild = pictures(split, num_people, per_person, "wild")
+    return ArraySource({**latent_arrays(encode, wild["pixels"]), "text_ids": caption_ids(wild["scene"])})
+
+
+def identity_source(encode: Callable, encode_wplus: Callable, split: str, num_people: int, per_person: int) -> ArraySource:
+    """The batch schema of data_pipeline/schema.py: each wild picture with the W+ code of another, aligned photograph."""
+    wild = pictures(split, num_people, per_person, "wild")
+    aligned = pictures(split, num_people, per_person, "aligned", first_picture=per_person)
+    latents = latent_arrays(encode, wild["pixels"])
+    return ArraySource(
+        {
+            **latents,
+            "wplus": wplus_codes(encode_wplus, aligned["pixels"]),
+            "text_ids": caption_ids(wild["scene"]),
+            "face_mask": downsample_mask(wild["head_mask"], latents["latent_mean"].shape[1]),
+            "person_id": wild["person_id"],
+        }
+    )
+
+
+def wplus_codes(encode_wplus: Callable, pixels: np.ndarray) -> np.ndarray:
+    """W+ codes of aligned uint8 faces; `encode_wplus` takes pixels in [-1, 1]."""
+    return in_batches(jax.jit(lambda x: encode_wplus(x.astype(jnp.float32) / 127.5 - 1.0)), pixels)
+
+
+def downsample_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Area average of a uint8 mask (n, h, w) to (n, size, size) float32 in [0, 1]."""
+    n, h, w = mask.shape
+    return mask.reshape(n, size, h // size, size, w // size).mean((2, 4), dtype=np.float32) / 255.0

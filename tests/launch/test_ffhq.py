@@ -1,0 +1,142 @@
+"""The main job, end to end, on a tiny folder of diffusers' real layout and on records of a real photograph."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL as TorchAutoencoderKL
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from data_pipeline.prepare.encode import Encoders, Photograph, write_photographs
+from data_pipeline.tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
+from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
+from pidiff_jax.models.vae import AutoencoderKL
+from tests.data_pipeline import astronaut
+
+ROOT = Path(__file__).parents[2]
+TEXT_LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A Stable Diffusion 1.x pipeline with random weights, four levels as the real one, saved in shards."""
+    torch.manual_seed(0)
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    vocabulary, merges = word_vocabulary(sorted(set(astronaut.CAPTION.split())))
+    write_tokenizer(tokenizer, vocabulary, merges, max_length=TEXT_LENGTH)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=TEXT_LENGTH, bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
+        attention_head_dim=2, sample_size=8,
+    )  # fmt: skip
+    vae = TorchAutoencoderKL(
+        block_out_channels=(4, 4, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=load_tokenizer(tokenizer), unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("base")
+    pipeline.save_pretrained(path, max_shard_size="40KB")
+    assert len(list((path / "unet").glob("*-of-*.safetensors"))) > 1
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(base, tmp_path_factory) -> Path:
+    """Records of the astronaut, as she is and at other exposures, encoded by the folder's VAE and tokenizer."""
+    loaded = load_diffusers_folder(base)
+    vae = AutoencoderKL(loaded.vae_spec)
+    encode = jax.jit(lambda params, pixels: vae.apply(params, pixels, method="encode"))
+    mix = np.random.default_rng(0).standard_normal((8 * 8 * 3, 18 * 512)).astype(np.float32) / 14
+
+    def wplus(faces):
+        return (faces.reshape(-1, 8, 8, 8, 8, 3).mean((2, 4)).reshape(-1, 192) @ mix).reshape(-1, 18, 512)
+
+    def photograph(exposure: float) -> Photograph:
+        pixels = (astronaut.pixels() * exposure).astype(np.uint8)
+        mask, landmarks = astronaut.head_mask(), astronaut.LANDMARKS
+        return Photograph(f"{exposure}.png", pixels, mask, landmarks, astronaut.CAPTION, f"person {exposure}")
+
+    encoders = Encoders(
+        latents=lambda pixels: encode({"params": loaded.vae_params}, pixels),
+        wplus=wplus,
+        tokenize=lambda captions: tokenize(loaded.tokenizer, list(captions)),
+    )
+    splits = {
+        "train": [photograph(exposure) for exposure in (1.0, 0.9, 0.8, 0.7)],
+        "validation": [photograph(exposure) for exposure in (0.6, 0.5)],
+    }
+    path = tmp_path_factory.mktemp("data") / "records"
+    write_photographs(path, splits, encoders, size_px=64, face_size_px=64)
+    return path
+
+
+def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
+    settings = {"num_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "validate_every_steps": 2}
+    settings |= {f"groups__{group}__warmup_steps": 1 for group in ("identity", "mapper")} | changes
+    command = [sys.executable, "-m", "launch.train", "--config=experiments/ffhq.py", f"--workdir={workdir}"]
+    command += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def report(workdir: Path) -> dict[int, dict]:
+    lines = (workdir / "history.jsonl").read_text().splitlines()
+    merged: dict[int, dict] = {}
+    for entry in map(json.loads, lines):
+        merged.setdefault(entry["step"], {}).update(entry)
+    return merged
+
+
+def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_none(base, data, tmp_path):
+    run, paths = tmp_path / "run", {"base__path": base, "data__path": data, "log_every_steps": 1}
+    first = train(run, **paths)
+    assert first.returncode == 0, first.stderr
+    assert {"2", "4"} <= {path.name for path in (run / "checkpoints").iterdir()}
+    whole = report(run)
+    assert sorted(whole) == [1, 2, 3, 4]
+    assert all(np.isfinite(entry["loss"]) for entry in whole.values())
+    assert "validation/denoising" in whole[4] or "validation/loss" in whole[4]
+
+    (run / "complete.json").unlink()  # what a run leaves that was killed after step 2
+    shutil.rmtree(run / "checkpoints" / "4")
+    (run / "history.jsonl").unlink()
+    second = train(run, **paths)
+    assert second.returncode == 0, second.stderr
+    assert "resuming from step 2 of 4" in second.stdout
+    resumed = report(run)
+    assert sorted(resumed) == [3, 4]
+    for step in (3, 4):
+        assert {n: v for n, v in resumed[step].items() if "second" not in n} == {
+            n: v for n, v in whole[step].items() if "second" not in n
+        }
+
+    third = train(run, **paths)
+    assert third.returncode == 0
+    assert "this run is complete" in third.stdout
+
+
+def test_without_weights_and_data_it_says_in_one_line_each_what_is_missing(tmp_path):
+    result = train(tmp_path / "run", base__path=tmp_path / "sd15", data__path=tmp_path / "ffhq")
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 2
+    assert "base model" in lines[0] and str(tmp_path / "sd15") in lines[0] and "--config.base.path=" in lines[0]
+    assert "data" in lines[1] and str(tmp_path / "ffhq") in lines[1] and "--config.data.path=" in lines[1]
