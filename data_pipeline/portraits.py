@@ -34,15 +34,28 @@ CAPTION_TEMPLATES = (
 # First person id of each split; the splits never overlap. The judges (recogniser, scene classifier) have people of their own.
 SPLIT_STARTS = {"train": 0, "validation": 1_000_000, "test": 2_000_000, "judges": 3_000_000}
 
-_PALETTE = np.array(
-    [(205, 35, 35), (245, 140, 25), (245, 220, 50), (40, 160, 60), (40, 85, 215), (130, 50, 170), (25, 25, 28), (240, 240, 240)],
-    np.float32,
-) / 255.0
+_PALETTE = (
+    np.array(
+        [
+            (205, 35, 35),
+            (245, 140, 25),
+            (245, 220, 50),
+            (40, 160, 60),
+            (40, 85, 215),
+            (130, 50, 170),
+            (25, 25, 28),
+            (240, 240, 240),
+        ],
+        np.float32,
+    )
+    / 255.0
+)
 _GREY = 0.55
 _SKIN = np.array([(66, 41, 30), (122, 78, 54), (178, 122, 88), (222, 172, 136), (250, 218, 196)], np.float32) / 255.0
 _HAIR = (
     np.array(
-        [(22, 20, 24), (74, 44, 26), (128, 74, 36), (176, 74, 28), (206, 156, 74), (236, 208, 140), (208, 206, 208)], np.float32
+        [(22, 20, 24), (74, 44, 26), (128, 74, 36), (176, 74, 28), (206, 156, 74), (236, 208, 140), (208, 206, 208)],
+        np.float32,
     )
     / 255.0
 )
@@ -95,7 +108,9 @@ def caption_words() -> list[str]:
 
 def held_out_scenes(count: int, seed: int = 0) -> np.ndarray:
     """`count` different held-out scenes (count, 3), the backgrounds and patterns spread evenly."""
-    grid = np.stack(np.meshgrid(*(np.arange(len(v)) for v in SCENE_ATTRIBUTES.values()), indexing="ij"), -1).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(*(np.arange(len(v)) for v in SCENE_ATTRIBUTES.values()), indexing="ij"), -1).reshape(
+        -1, 3
+    )
     grid = grid[is_held_out_scene(grid)]
     if count > len(grid):
         raise ValueError(f"expected at most {len(grid)} held-out scenes, got {count}; ask for fewer")
@@ -116,7 +131,9 @@ def draw(person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int =
     return _in_chunks(_draw_batch, (person_id, picture_id), view, chunk)
 
 
-def draw_identity(identity: np.ndarray, person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int = 128) -> Picture:
+def draw_identity(
+    identity: np.ndarray, person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int = 128
+) -> Picture:
     """Draws given identity parameters (n, 20) with the nuisance of the given (person id, picture id) pairs."""
     return _in_chunks(_draw_identity_batch, (identity, person_id, picture_id), view, chunk)
 
@@ -130,7 +147,7 @@ def _in_chunks(function, arrays, view: View, chunk: int) -> Picture:
         piece = [np.asarray(a[start : start + chunk]) for a in arrays]
         short = chunk - len(piece[0])  # one compiled shape: the last piece is padded and cut
         piece = [np.pad(a, ((0, short),) + ((0, 0),) * (a.ndim - 1), mode="edge") for a in piece]
-        parts.append(jax.tree.map(lambda a: np.asarray(a)[: chunk - short], function(*piece, view)))
+        parts.append(jax.tree.map(lambda a, keep=chunk - short: np.asarray(a)[:keep], function(*piece, view)))
     return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
 
@@ -273,7 +290,9 @@ def _background(key, px, py, scene):
 
 def _paint_person(canvas, identity, pose, scene, x, y, dx, dy, with_body):
     """Back to front: long hair, neck and shirt, ears, head, features, front hair, glasses."""
-    (width, jaw, tone, warmth, hair_tone, hair_length, hair_volume, fringe, parting, eye_size, eye_gap, eye_tone) = identity[:12]
+    (width, jaw, tone, warmth, hair_tone, hair_length, hair_volume, fringe, parting, eye_size, eye_gap, eye_tone) = (
+        identity[:12]
+    )
     (brow_weight, brow_tilt, nose, mouth_width, lips, beard, glasses, freckles) = identity[12:]
 
     skin = _ramp(_SKIN, tone) * jnp.stack([1.0 + 0.10 * (warmth - 0.5), 1.0, 1.0 - 0.22 * (warmth - 0.5)])
@@ -312,7 +331,9 @@ def _paint_person(canvas, identity, pose, scene, x, y, dx, dy, with_body):
     fx = x - shift
     # Freckles: warm darker cheeks, visible at any size.
     cheeks = jnp.minimum(_ellipse(fx - 0.42, y - 0.28, 0.24, 0.17), _ellipse(fx + 0.42, y - 0.28, 0.24, 0.17))
-    canvas.paint(cheeks, skin * jnp.array([0.98, 0.68, 0.62]) * light, 0.75 * jnp.clip((freckles - 0.4) / 0.6, 0.0, 1.0))
+    canvas.paint(
+        cheeks, skin * jnp.array([0.98, 0.68, 0.62]) * light, 0.75 * jnp.clip((freckles - 0.4) / 0.6, 0.0, 1.0)
+    )
 
     # Beard: the part of the head below a line that rises towards the ears; the amount sets opacity and height.
     amount = jnp.clip((beard - 0.45) / 0.55, 0.0, 1.0)
@@ -355,5 +376,11 @@ def _paint_person(canvas, identity, pose, scene, x, y, dx, dy, with_body):
     frame_colour = jnp.where(glasses > 0.84, jnp.array([0.75, 0.12, 0.12]), jnp.array([0.08, 0.08, 0.10]))
     canvas.paint(jnp.minimum(jnp.abs(rims) - 0.045, bridge), frame_colour, jnp.where(glasses > 0.68, 1.0, 0.0))
 
-    landmarks = [(shift - eye_x, -0.08), (shift + eye_x, -0.08), (shift, 0.2), (shift - half, mouth_y), (shift + half, mouth_y)]
+    landmarks = [
+        (shift - eye_x, -0.08),
+        (shift + eye_x, -0.08),
+        (shift, 0.2),
+        (shift - half, mouth_y),
+        (shift + half, mouth_y),
+    ]
     return head_mask, jnp.stack([jnp.stack([jnp.asarray(a), jnp.asarray(b)]) for a, b in landmarks])

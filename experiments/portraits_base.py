@@ -27,7 +27,7 @@ def get_config(part: str = "unet") -> ConfigDict:
     config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
     if part == "vae":
         config.task = "autoencoder"
-        config.num_steps = 6_000
+        config.num_steps = 3_000
         config.batch_size = 32
         config.ema_decay = 0.998
         config.data.num_people, config.data.pictures_per_person = 4096, 2

@@ -1,7 +1,7 @@
 """The judges: a face recogniser and a scene classifier for scoring, trained on people that no other training sees.
 
-    python -m launch.train --config=experiments/portraits_judges.py:recogniser --workdir=runs/portraits_recogniser
-    python -m launch.train --config=experiments/portraits_judges.py:scenes     --workdir=runs/portraits_scenes
+python -m launch.train --config=experiments/portraits_judges.py:recogniser --workdir=runs/portraits_recogniser
+python -m launch.train --config=experiments/portraits_judges.py:scenes     --workdir=runs/portraits_scenes
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The embedded W+ space: a small e4e encoder and StyleGAN2 synthesis, trained as an autoencoder of aligned faces.
 
-    python -m launch.train --config=experiments/portraits_wplus.py --workdir=runs/portraits_wplus
+python -m launch.train --config=experiments/portraits_wplus.py --workdir=runs/portraits_wplus
 """
 
 from ml_collections import ConfigDict

@@ -55,7 +55,7 @@ def explain_flag_error(error: Exception, argv: Sequence[str]) -> str:
         valid = list(config_keys(config))
         for argument in argv[1:]:
             match = re.match(r"--?config\.([^=]+)", argument)
-            if match and match[1] not in valid and not match[1].split("[")[0] in valid:
+            if match and match[1] not in valid and match[1].split("[")[0] not in valid:
                 near = difflib.get_close_matches(match[1], valid, n=1, cutoff=0.0)
                 return f"unknown config key {match[1]!r}; did you mean {near[0]!r}? (--config.{near[0]}=...)"
     return " ".join(str(error).split()) or type(error).__name__

@@ -22,11 +22,7 @@ def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
     from pidiff_jax.train.run import train_experiment
 
-    from launch import identity_results
-
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
-    finish = identity_results if config.task == "identity" else None
-    train_experiment(config, workdir, started=STARTED, identity_results=finish)
+    train_experiment(CONFIG.value, Path(WORKDIR.value), started=STARTED)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pidiff_jax.convert.files import read_tensors, write_safetensors
-from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
-from pidiff_jax.models.clip import ClipText, ClipTextSpec
-from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
-from pidiff_jax.models.ir_se import IRSESpec
-from pidiff_jax.models.stylegan2 import StyleGan2Spec, Synthesis
-from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
-from pidiff_jax.models.vae import AutoencoderKL, VAESpec
+from pidiff_jax.models.clip import ClipTextSpec
+from pidiff_jax.models.unet import IdentityAttentionSpec, UNetSpec
+from pidiff_jax.models.vae import VAESpec
 
 WEIGHTS = Path(__file__).parent / "weights"
 RESOLUTION_PX = 64
@@ -26,15 +22,20 @@ PREDICTION_TYPE = "v"
 NUM_WPLUS_LAYERS, WPLUS_DIM, TOKEN_DIM = 10, 64, 64
 
 VAE = VAESpec(
-    block_out_channels=(48, 96), layers_per_block=1, latent_channels=8, norm_num_groups=16, scaling_factor=1.0,
-    patch_size=2, mid_attention=False,
+    block_out_channels=(96,), layers_per_block=1, latent_channels=8, norm_num_groups=16, scaling_factor=1.0,
+    patch_size=4, mid_attention=False,
 )  # fmt: skip
 
 
 def text_spec(vocab_size: int) -> ClipTextSpec:
     """The caption encoder; its vocabulary is the portraits tokenizer's."""
     return ClipTextSpec(
-        vocab_size=vocab_size, width=TOKEN_DIM, num_layers=2, num_heads=4, mlp_width=4 * TOKEN_DIM, max_length=TEXT_LENGTH
+        vocab_size=vocab_size,
+        width=TOKEN_DIM,
+        num_layers=2,
+        num_heads=4,
+        mlp_width=4 * TOKEN_DIM,
+        max_length=TEXT_LENGTH,
     )
 
 
@@ -45,28 +46,6 @@ def unet_spec(identity: IdentityAttentionSpec | None = None) -> UNetSpec:
         layers_per_block=1, down_attention=(True, True, False), num_heads=(4, 4, 4), cross_attention_dim=TOKEN_DIM,
         norm_num_groups=16, identity=identity,
     )  # fmt: skip
-
-
-ENCODER = E4eSpec(
-    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 64, 96)), num_layers=NUM_WPLUS_LAYERS, wplus_dim=WPLUS_DIM,
-    input_size=RESOLUTION_PX, style_width=64,
-)  # fmt: skip
-STYLEGAN2 = StyleGan2Spec(size=RESOLUTION_PX, style_dim=WPLUS_DIM, channels=(96, 96, 64, 48, 32))
-RECOGNISER = ArcFaceSpec(
-    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 80, 112)), embedding_dim=64, input_size=RESOLUTION_PX, pooling="gap"
-)
-
-
-def scene_spec(num_logits: int) -> ArcFaceSpec:
-    """The scene classifier: the recogniser's layout, giving logits."""
-    return ArcFaceSpec(
-        backbone=IRSESpec(units=(1, 1, 1, 1), widths=(16, 32, 48, 64)), embedding_dim=num_logits, input_size=RESOLUTION_PX,
-        pooling="gap",
-    )  # fmt: skip
-
-
-MODULES = {"vae": AutoencoderKL, "text_encoder": ClipText, "unet": UNet, "encoder": E4eEncoder, "synthesis": Synthesis,
-           "recogniser": ArcFace, "scenes": ArcFace}  # fmt: skip
 
 
 def save_weights(path: Path, params: dict[str, Any], card: dict[str, Any]) -> None:

@@ -41,7 +41,9 @@ class Entry:
 
 
 def derive_table(
-    expected_shapes: Mapping[str, Any], renames: Sequence[tuple[str, str]] = (), layouts: Mapping[str, Layout] | None = None
+    expected_shapes: Mapping[str, Any],
+    renames: Sequence[tuple[str, str]] = (),
+    layouts: Mapping[str, Layout] | None = None,
 ) -> list[Entry]:
     """Builds the table for a tree of arrays or `jax.ShapeDtypeStruct`s (for example from `jax.eval_shape` of an init).
 
@@ -57,7 +59,9 @@ def derive_table(
         shape = tuple(leaf.shape)
         foreign = _foreign_name(path, renames)
         if foreign in seen:
-            raise ValueError(f"expected one foreign name per parameter, got {foreign!r} for {seen[foreign]!r} and {path!r}")
+            raise ValueError(
+                f"expected one foreign name per parameter, got {foreign!r} for {seen[foreign]!r} and {path!r}"
+            )
         seen[foreign] = path
         entries.append(Entry(foreign, path, _layout(path, len(shape), layouts or {}), shape))
     return entries

@@ -1,20 +1,21 @@
 """From the config to an experiment: the only code below launch/ that reads a ConfigDict."""
 
+import importlib
 from typing import Any
 
 from pidiff_jax.optim.groups import GroupSpec
 from pidiff_jax.optim.rules import ParameterRule
-from pidiff_jax.train import build_identity, build_portraits
 from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.train.loop import LoopSettings
 
+# Task -> module and function; the module is imported when its task is asked for.
 BUILDERS = {
-    "autoencoder": build_portraits.build_autoencoder,
-    "text_to_image": build_portraits.build_text_to_image,
-    "wplus": build_portraits.build_wplus,
-    "recogniser": build_portraits.build_recogniser,
-    "scenes": build_portraits.build_scenes,
-    "identity": build_identity.build_identity,
+    "autoencoder": ("build_portraits", "build_autoencoder"),
+    "text_to_image": ("build_portraits", "build_text_to_image"),
+    "wplus": ("build_portraits_faces", "build_wplus"),
+    "recogniser": ("build_portraits_faces", "build_recogniser"),
+    "scenes": ("build_portraits_faces", "build_scenes"),
+    "identity": ("build_identity", "build_identity"),
 }
 
 
@@ -26,10 +27,11 @@ def build_experiment(config: Any) -> Experiment:
     """
     if config.task not in BUILDERS:
         raise ValueError(f"expected config.task of {sorted(BUILDERS)}, got {config.task!r}; correct the config")
-    parts = BUILDERS[config.task](config)
+    module, function = BUILDERS[config.task]
+    parts = getattr(importlib.import_module(f"pidiff_jax.train.{module}"), function)(config)
     return Experiment(
         name=config.task,
-        loss_weights=dict(config.losses),
+        loss_weights={name: float(weight) for name, weight in config.losses.items()},
         rules=[ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
         groups={name: GroupSpec(**group) for name, group in config.groups.items()},
         **parts,

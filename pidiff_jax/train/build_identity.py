@@ -105,14 +105,18 @@ def _with_identity(components: Components, base_unet: dict, config: Any) -> dict
     latents = jnp.zeros((1, 8 * 2, 8 * 2, spec.in_channels))
     tokens = jnp.zeros((1, components.mapper.spec.num_tokens, components.mapper.spec.token_dim))
     context = jnp.zeros((1, 4, spec.cross_attention_dim))
-    shapes = jax.eval_shape(components.unet.init, jax.random.key(0), latents, jnp.zeros((1,)), context, tokens)["params"]
+    shapes = jax.eval_shape(components.unet.init, jax.random.key(0), latents, jnp.zeros((1,)), context, tokens)[
+        "params"
+    ]
     is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
     flat = traverse_util.flatten_dict(shapes, sep="/", is_leaf=lambda _, x: is_box(x))
     loaded = traverse_util.flatten_dict(nn.meta.unbox(base_unet), sep="/")
     initial = {path: jnp.zeros(box.value.shape, jnp.float32) for path, box in flat.items() if path not in loaded}
     unexpected = sorted(set(loaded) - set(flat)) + sorted(path for path in initial if "_id/" not in path)
     if unexpected:
-        raise ValueError(f"expected the base's parameters to fit the UNet, got differences at {unexpected[:8]}; check config.base")
+        raise ValueError(
+            f"expected the base's parameters to fit the UNet, got differences at {unexpected[:8]}; check config.base"
+        )
     plain = traverse_util.unflatten_dict({**loaded, **initial}, sep="/")
     plain = init_identity_from_text(plain, value_scale=config.identity.value_scale)
     values = traverse_util.flatten_dict(plain, sep="/")

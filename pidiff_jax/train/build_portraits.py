@@ -1,26 +1,20 @@
-"""Builds the trainings that make the embedded weights: VAE, base model, W+ space, judges."""
+"""Builds the trainings that make the embedded text-to-image model: its autoencoder, then its UNet."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from data_pipeline import portraits
 from data_pipeline.tokenizer import portraits_tokenizer, tokenize
 from pidiff_jax import embedded
 from pidiff_jax.diffusion.schedule import NoiseSchedule
-from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.clip import ClipText
-from pidiff_jax.models.e4e import E4eEncoder
-from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.pipeline import Components
 from pidiff_jax.train import portraits_data as data
 from pidiff_jax.train.tasks.autoencoder import AutoencoderTask
-from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask
 from pidiff_jax.train.tasks.text_to_image import TextToImageTask
-from pidiff_jax.train.tasks.wplus import WPlusTask
 
 _PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))
 
@@ -52,7 +46,9 @@ def build_autoencoder(config: Any) -> dict[str, Any]:
     return {
         "params": params,
         "losses": AutoencoderTask(vae).losses,
-        "train_source": data.picture_source("train", config.data.num_people, config.data.pictures_per_person, config.data.views),
+        "train_source": data.picture_source(
+            "train", config.data.num_people, config.data.pictures_per_person, config.data.views
+        ),
         "validation_source": data.picture_source("validation", 64, 2, ("wild",)),
     }
 
@@ -91,44 +87,3 @@ def build_text_to_image(config: Any) -> dict[str, Any]:
 def encode_latents(vae: AutoencoderKL, params: dict):
     """The VAE encoder as a function of pixels in [-1, 1]."""
     return lambda pixels: vae.apply({"params": params}, pixels, method="encode")
-
-
-def build_wplus(config: Any) -> dict[str, Any]:
-    """The W+ encoder and its synthesis network."""
-    encoder, synthesis = E4eEncoder(embedded.ENCODER), Synthesis(embedded.STYLEGAN2)
-    key_encoder, key_synthesis = jax.random.split(jax.random.key(config.seed))
-    shape = (embedded.NUM_WPLUS_LAYERS, embedded.WPLUS_DIM)
-    params = {
-        "encoder": encoder.init(key_encoder, _PIXELS)["params"],
-        "synthesis": synthesis.init(key_synthesis, jnp.zeros((1, *shape)))["params"],
-        "latent_avg": jnp.zeros(shape),
-    }
-    return {
-        "params": params,
-        "losses": WPlusTask(encoder, synthesis).losses,
-        "train_source": data.picture_source("train", config.data.num_people, config.data.pictures_per_person, ("aligned",)),
-        "validation_source": data.picture_source("validation", 128, 1, ("aligned",)),
-    }
-
-
-def build_recogniser(config: Any) -> dict[str, Any]:
-    """The judge of identity."""
-    network = ArcFace(embedded.RECOGNISER)
-    return {
-        "params": {"recogniser": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
-        "losses": RecogniserTask(network).losses,
-        "train_source": data.pair_source("judges", config.data.num_people, config.data.pictures_per_person),
-        "validation_source": data.pair_source("validation", 256, 1),
-    }
-
-
-def build_scenes(config: Any) -> dict[str, Any]:
-    """The judge of prompts."""
-    classes = tuple(len(values) for values in portraits.SCENE_ATTRIBUTES.values())
-    network = ArcFace(embedded.scene_spec(sum(classes)))
-    return {
-        "params": {"scenes": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
-        "losses": SceneTask(network, classes).losses,
-        "train_source": data.picture_source("judges", config.data.num_people, config.data.pictures_per_person, ("wild",)),
-        "validation_source": data.picture_source("validation", 256, 1, ("wild",)),
-    }

@@ -76,7 +76,9 @@ class Validation:
         source, size = run.experiment.validation_source, run.settings.batch_size
         local = size // jax.process_count()
         if len(source) < size:
-            raise ValueError(f"expected at least one batch ({size}) of validation records, got {len(source)}; add records")
+            raise ValueError(
+                f"expected at least one batch ({size}) of validation records, got {len(source)}; add records"
+            )
         for start in range(0, min(len(source) // size, self.max_batches) * size, size):
             first = start + jax.process_index() * local
             records = [source[index] for index in range(first, first + local)]

@@ -11,7 +11,9 @@ from data_pipeline.sources import ArraySource
 from data_pipeline.tokenizer import portraits_tokenizer, tokenize
 
 
-def pictures(split: str, num_people: int, per_person: int, view: portraits.View, first_picture: int = 0, start: int = 0) -> dict:
+def pictures(
+    split: str, num_people: int, per_person: int, view: portraits.View, first_picture: int = 0, start: int = 0
+) -> dict:
     """Renders pictures: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), scene (n, 3), person_id (n,); person-major."""
     people = np.repeat(portraits.person_ids(split, num_people, start), per_person)
     numbers = np.tile(np.arange(per_person, dtype=np.int32) + first_picture, num_people)
@@ -47,9 +49,9 @@ def in_batches(function: Callable, arrays: np.ndarray, batch_size: int = 64) -> 
     outputs = []
     for start in range(0, len(arrays), batch_size):
         piece = arrays[start : start + batch_size]
-        short = batch_size - len(piece)
-        result = function(np.pad(piece, ((0, short),) + ((0, 0),) * (piece.ndim - 1)))
-        outputs.append(jax.tree.map(lambda x: np.asarray(x)[: batch_size - short], result))
+        keep = len(piece)
+        result = function(np.pad(piece, ((0, batch_size - keep),) + ((0, 0),) * (piece.ndim - 1)))
+        outputs.append(jax.tree.map(lambda x, keep=keep: np.asarray(x)[:keep], result))
     return jax.tree.map(lambda *x: np.concatenate(x), *outputs)
 
 
@@ -71,7 +73,9 @@ def caption_source(encode: Callable, split: str, num_people: int, per_person: in
     return ArraySource({**latent_arrays(encode, wild["pixels"]), "text_ids": caption_ids(wild["scene"])})
 
 
-def identity_source(encode: Callable, encode_wplus: Callable, split: str, num_people: int, per_person: int) -> ArraySource:
+def identity_source(
+    encode: Callable, encode_wplus: Callable, split: str, num_people: int, per_person: int
+) -> ArraySource:
     """The batch schema of data_pipeline/schema.py: each wild picture with the W+ code of another, aligned photograph."""
     wild = pictures(split, num_people, per_person, "wild")
     aligned = pictures(split, num_people, per_person, "aligned", first_picture=per_person)

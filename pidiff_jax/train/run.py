@@ -54,7 +54,9 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> bool:
             )
         return (workdir / "complete.json").is_file()
     if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"expected an empty folder or one of an earlier run at {workdir}, got other files; choose another --workdir")
+        raise ValueError(
+            f"expected an empty folder or one of an earlier run at {workdir}, got other files; choose another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     partial = workdir / "config.json.tmp"
     partial.write_text(json.dumps(wanted, indent=2))

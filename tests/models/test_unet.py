@@ -10,16 +10,16 @@ from pidiff_jax.convert.unet import split_identity, unet_shapes
 from pidiff_jax.models.attention import CrossAttention
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
 from pidiff_jax.models.unet_blocks import scale_at
-from tests.models.tiny_unet import inputs, random_params, tiny_spec, tiny_unet
+from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, tiny_spec, tiny_unet
 
 
 def bits(x):
     return np.asarray(x).view(np.uint32)
 
 
-def tiny_cross_attention():
+def tiny_cross_attention(variant="decoupled"):
     """A cross-attention over 8x8 positions, as a function of the identity scale in the UNet's shapes."""
-    spec, params, arrays, _ = tiny_unet()
+    spec, params, arrays, _ = tiny_unet(variant)
     params = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 16)), jnp.float32)
 
@@ -42,9 +42,8 @@ def without_identity(arrays):
     return {name: x for name, x in arrays.items() if not name.startswith("identity")}
 
 
-@pytest.mark.parametrize("variant", ["decoupled", "residual"])
-def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow(variant):
-    _, params, arrays, apply = tiny_unet(variant)
+def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow():
+    _, params, arrays, apply = tiny_unet(fast_compile=False)
     base = apply(split_identity(params)[0], without_identity(arrays))
     zero = arrays | {"identity_scale": np.float32(0)}
     np.testing.assert_array_equal(bits(apply(params, zero)), bits(base))
@@ -55,9 +54,15 @@ def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow(variant):
 
 
 def test_spatial_scale_zero_is_bitwise_the_base_at_every_resolution():
-    _, params, arrays, apply = tiny_unet()
+    _, params, arrays, apply = tiny_unet(fast_compile=False)
     nowhere = arrays | {"identity_scale": np.zeros((2, 8, 8, 1), np.float32)}
     np.testing.assert_array_equal(bits(apply(params, nowhere)), bits(apply(params, without_identity(arrays))))
+
+
+@pytest.mark.parametrize("variant", ["decoupled", "residual"])
+def test_one_layer_with_scale_zero_is_bitwise_the_base(variant):
+    attend = tiny_cross_attention(variant)
+    np.testing.assert_array_equal(bits(attend(np.zeros(2, np.float32))), bits(attend(tokens=False)))
 
 
 def test_scale_acts_per_sample_and_position():
@@ -110,13 +115,13 @@ def test_gradients_reach_every_identity_kernel():
     spec, params, arrays, _ = tiny_unet("residual")
     base, identity = split_identity(params)
 
-    @jax.jit
     def loss(identity):
         flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)
         params = {"params": traverse_util.unflatten_dict(flat)}
         return jnp.square(UNet(spec).apply(params, **as_jax(arrays))).mean()
 
-    gradients = traverse_util.flatten_dict(jax.grad(loss)(identity), sep="/")
+    gradients = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(identity)
+    gradients = traverse_util.flatten_dict(gradients, sep="/")
     assert len(gradients) == 3 * 4
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients.values())
 
@@ -150,7 +155,8 @@ def test_init_copies_text_kernels_where_widths_agree():
 
 def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     spec, params, arrays, apply = tiny_unet()
-    half = jax.jit(lambda: UNet(spec, jnp.bfloat16).apply({"params": params}, **as_jax(arrays)))()
+    predict = jax.jit(UNet(spec, jnp.bfloat16).apply, compiler_options=FAST_COMPILE)
+    half = predict({"params": params}, **arrays)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, apply(params, arrays), atol=0.2)
 

@@ -24,7 +24,7 @@ from pidiff_jax.convert.unet import split_identity, unet_shapes, unet_table  # n
 from pidiff_jax.models.attention import CrossAttention  # noqa: E402
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec  # noqa: E402
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec  # noqa: E402
-from tests.models.tiny_unet import inputs, random_params  # noqa: E402
+from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -80,7 +80,7 @@ def wplus_codes():
 
 
 def our_prediction(spec, params, arrays, scale):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def predict(params, arrays, wplus):
         tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, wplus)
         return UNet(spec).apply({"params": params["unet"]}, **arrays, identity_tokens=tokens, identity_scale=scale)
@@ -100,7 +100,7 @@ def arrays_for(spec):
     return arrays
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.35])
+@pytest.mark.parametrize("scale", [0.6])
 def test_decoupled_attention_is_ip_adapter_in_stock_diffusers(scale):
     spec, params = adapter("decoupled")
     model, arrays = torch_unet(spec, params["unet"]), arrays_for(spec)

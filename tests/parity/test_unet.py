@@ -15,6 +15,7 @@ from pidiff_jax.convert.unet import unet_spec_from_config, unet_table  # noqa: E
 from pidiff_jax.models.attention import Conditioning  # noqa: E402
 from pidiff_jax.models.unet import UNet, UNetSpec  # noqa: E402
 from pidiff_jax.models.unet_blocks import ResnetBlock, SpatialTransformer  # noqa: E402
+from tests.models.tiny_unet import FAST_COMPILE  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -71,7 +72,7 @@ def test_predictions_agree(family):
     latents, text = random(2, 8, 12, 4), random(2, 7, spec.cross_attention_dim, seed=1)
     timesteps = np.array([3, 981], np.int32)
     expected = nhwc(model(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(text)).sample)
-    ours = jax.jit(UNet(spec).apply)({"params": params}, latents, timesteps, text)
+    ours = jax.jit(UNet(spec).apply, compiler_options=FAST_COMPILE)({"params": params}, latents, timesteps, text)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 

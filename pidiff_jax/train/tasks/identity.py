@@ -94,8 +94,13 @@ class IdentityTask:
         spatial = None if self.background_weight is None else (mask, self.background_weight)
         values = {
             "denoising": denoising_loss(
-                prediction, target, self.schedule, timesteps, self.prediction_type,
-                min_snr_gamma=self.min_snr_gamma, face_mask=None if spatial is None else mask,
+                prediction,
+                target,
+                self.schedule,
+                timesteps,
+                self.prediction_type,
+                min_snr_gamma=self.min_snr_gamma,
+                face_mask=None if spatial is None else mask,
                 background_weight=self.background_weight,
             )
         }

@@ -58,7 +58,9 @@ class SceneTask:
         """Per-example `classification` (cross-entropy, summed over attributes); metric `accuracy`."""
         pixels = unit_pixels(batch["pixels"])
         pixels = degrade(pixels, key) if train else pixels
-        logits = split_logits(self.network.apply({"params": params["scenes"]}, pixels, method="logits"), self.num_classes)
+        logits = split_logits(
+            self.network.apply({"params": params["scenes"]}, pixels, method="logits"), self.num_classes
+        )
         loss, correct = 0.0, []
         for index, values in enumerate(logits):
             labels = batch["scene"][:, index]

@@ -47,5 +47,8 @@ class TextToImageTask:
         noisy = add_noise(self.schedule, latents, noise, timesteps)
         prediction = self.unet.apply({"params": params["unet"]}, noisy, timesteps, text_embeds)
         target = prediction_target(self.schedule, latents, noise, timesteps, self.prediction_type)
-        return {"denoising": denoising_loss(prediction, target, self.schedule, timesteps, self.prediction_type,
-                                            min_snr_gamma=self.min_snr_gamma)}, {}
+        return {
+            "denoising": denoising_loss(
+                prediction, target, self.schedule, timesteps, self.prediction_type, min_snr_gamma=self.min_snr_gamma
+            )
+        }, {}

@@ -31,13 +31,17 @@ def warp_shape(pixels: Float[Array, "b h w c"], key: PRNGKeyArray) -> Float[Arra
     scale = jnp.exp(jax.random.uniform(key_scale, (b, 2, 1, 1), minval=-0.25, maxval=0.25))
     amplitude = 4.0 * jax.random.uniform(key_wave, (b, 2, 1, 1), minval=-1.0)
     phase = jax.random.uniform(key_phase, (b, 2, 1, 1), maxval=2 * jnp.pi)
-    y, x = jnp.meshgrid(jnp.arange(h, dtype=jnp.float32) - h / 2 + 0.5, jnp.arange(w, dtype=jnp.float32) - w / 2 + 0.5, indexing="ij")
+    y, x = jnp.meshgrid(
+        jnp.arange(h, dtype=jnp.float32) - h / 2 + 0.5, jnp.arange(w, dtype=jnp.float32) - w / 2 + 0.5, indexing="ij"
+    )
     sy = y * scale[:, 0] + amplitude[:, 0] * jnp.sin(2 * jnp.pi * y / h + phase[:, 0])
     sx = x * scale[:, 1] + amplitude[:, 1] * jnp.sin(2 * jnp.pi * y / h + phase[:, 1])
     coordinates = jnp.stack([sy + h / 2 - 0.5, sx + w / 2 - 0.5], 1)
 
     def one(image, where):
-        return jax.vmap(lambda c: jax.scipy.ndimage.map_coordinates(c, list(where), order=1, mode="nearest"), -1, -1)(image)
+        return jax.vmap(lambda c: jax.scipy.ndimage.map_coordinates(c, list(where), order=1, mode="nearest"), -1, -1)(
+            image
+        )
 
     return jax.vmap(one)(pixels, coordinates)
 
@@ -63,7 +67,9 @@ class WPlusTask:
             mixed = pixels[:half]
             views = jnp.concatenate([pixels[half:], jitter_colours(mixed, key_colour), warp_shape(mixed, key_warp)])
             plain, shape_codes, colour_codes = jnp.split(encode(views), [len(pixels) - half, len(pixels)])
-            border = jax.random.randint(key_border, (half, 1, 1), self.first_fine_layer[0], self.first_fine_layer[1] + 1)
+            border = jax.random.randint(
+                key_border, (half, 1, 1), self.first_fine_layer[0], self.first_fine_layer[1] + 1
+            )
             layers = jnp.arange(plain.shape[1])[None, :, None]
             wplus = jnp.concatenate([jnp.where(layers < border, shape_codes, colour_codes), plain])
         else:

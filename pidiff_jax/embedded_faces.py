@@ -1,0 +1,27 @@
+"""The embedded networks of faces: the W+ encoder with its synthesis network, and the judges."""
+
+from pidiff_jax.embedded import NUM_WPLUS_LAYERS, RESOLUTION_PX, WPLUS_DIM
+from pidiff_jax.models.arcface import ArcFaceSpec
+from pidiff_jax.models.e4e import E4eSpec
+from pidiff_jax.models.ir_se import IRSESpec
+from pidiff_jax.models.stylegan2 import StyleGan2Spec
+
+ENCODER = E4eSpec(
+    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 64, 96)), num_layers=NUM_WPLUS_LAYERS, wplus_dim=WPLUS_DIM,
+    input_size=RESOLUTION_PX, style_width=64,
+)  # fmt: skip
+STYLEGAN2 = StyleGan2Spec(size=RESOLUTION_PX, style_dim=WPLUS_DIM, channels=(96, 96, 64, 48, 32))
+RECOGNISER = ArcFaceSpec(
+    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 80, 112)),
+    embedding_dim=64,
+    input_size=RESOLUTION_PX,
+    pooling="gap",
+)
+
+
+def scene_spec(num_logits: int) -> ArcFaceSpec:
+    """The scene classifier: the recogniser's layout, giving logits."""
+    return ArcFaceSpec(
+        backbone=IRSESpec(units=(1, 1, 1, 1), widths=(16, 32, 48, 64)), embedding_dim=num_logits, input_size=RESOLUTION_PX,
+        pooling="gap",
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""Builds the trainings of the embedded networks of faces: W+ space, recogniser, scene classifier."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data_pipeline import portraits
+from pidiff_jax import embedded, embedded_faces
+from pidiff_jax.models.arcface import ArcFace
+from pidiff_jax.models.e4e import E4eEncoder
+from pidiff_jax.models.stylegan2 import Synthesis
+from pidiff_jax.train import portraits_data as data
+from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask
+from pidiff_jax.train.tasks.wplus import WPlusTask
+
+_PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))
+
+
+def build_wplus(config: Any) -> dict[str, Any]:
+    """The W+ encoder and its synthesis network."""
+    encoder, synthesis = E4eEncoder(embedded_faces.ENCODER), Synthesis(embedded_faces.STYLEGAN2)
+    key_encoder, key_synthesis = jax.random.split(jax.random.key(config.seed))
+    shape = (embedded.NUM_WPLUS_LAYERS, embedded.WPLUS_DIM)
+    params = {
+        "encoder": encoder.init(key_encoder, _PIXELS)["params"],
+        "synthesis": synthesis.init(key_synthesis, jnp.zeros((1, *shape)))["params"],
+        "latent_avg": jnp.zeros(shape),
+    }
+    return {
+        "params": params,
+        "losses": WPlusTask(encoder, synthesis).losses,
+        "train_source": data.picture_source(
+            "train", config.data.num_people, config.data.pictures_per_person, ("aligned",)
+        ),
+        "validation_source": data.picture_source("validation", 128, 1, ("aligned",)),
+    }
+
+
+def build_recogniser(config: Any) -> dict[str, Any]:
+    """The judge of identity."""
+    network = ArcFace(embedded_faces.RECOGNISER)
+    return {
+        "params": {"recogniser": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
+        "losses": RecogniserTask(network).losses,
+        "train_source": data.pair_source("judges", config.data.num_people, config.data.pictures_per_person),
+        "validation_source": data.pair_source("validation", 256, 1),
+    }
+
+
+def build_scenes(config: Any) -> dict[str, Any]:
+    """The judge of prompts."""
+    classes = tuple(len(values) for values in portraits.SCENE_ATTRIBUTES.values())
+    network = ArcFace(embedded_faces.scene_spec(sum(classes)))
+    return {
+        "params": {"scenes": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
+        "losses": SceneTask(network, classes).losses,
+        "train_source": data.picture_source(
+            "judges", config.data.num_people, config.data.pictures_per_person, ("wild",)
+        ),
+        "validation_source": data.picture_source("validation", 256, 1, ("wild",)),
+    }
