@@ -1,5 +1,6 @@
 """Attention: one function that picks an implementation, and the UNet's self- and cross-attention built on it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,17 +9,20 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pidiff_jax.models.layers import Dense
+from pidiff_jax.models.layers import Dense, target_platform
 
 Implementation = Literal["plain", "chunked", "cudnn", "pallas"]
 
 # Above this many query-key pairs per head the matrix of weights isn't kept in memory.
 _MAX_PLAIN_PAIRS = 512 * 512
 _QUERY_CHUNK = 256
-_PALLAS_BLOCK = 128
+_LANES = 128
+# The mesh axis that heads are split over; samples are split over all others.
+_HEADS_MESH_AXIS = "tensor"
 
 
 def dot_product_attention(
@@ -42,13 +46,13 @@ def dot_product_attention(
             f"expected a width divisible by num_heads={num_heads}, got {q.shape[-1]}; change the spec's heads or widths"
         )
     chosen = choose_implementation(
-        jax.default_backend(), q.shape[1], k.shape[1], q.shape[2] // num_heads, q.dtype, mask is not None
+        target_platform(), q.shape[1], k.shape[1], q.shape[2] // num_heads, q.dtype, mask is not None
     )
     q, k, v = (split_heads(x, num_heads) for x in (q, k, v))
     if chosen == "cudnn":
         out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     elif chosen == "pallas":
-        out = _pallas_attention(q, k, v)
+        out = pallas_attention(q, k, v)
     elif chosen == "chunked":
         out = chunked_attention(q, k, v)
     else:
@@ -62,17 +66,17 @@ def choose_implementation(
     """Picks the implementation for a platform ("cpu", "gpu", "tpu") and shape.
 
     cuDNN's fused kernel needs half precision and head widths that are multiples of 8 up to 128; the Pallas kernel needs
-    sequences in whole blocks and a single device (it can't be partitioned automatically).
+    sequences in whole blocks and head widths up to its 128 lanes or a multiple of them.
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
+    if masked:
+        return "plain"
     if platform == "gpu" and half and head_width % 8 == 0 and head_width <= 128:
         return "cudnn"
     if num_queries * num_keys <= _MAX_PLAIN_PAIRS:
         return "plain"
-    if masked:
-        return "plain"
-    whole_blocks = num_queries % _PALLAS_BLOCK == 0 and num_keys % _PALLAS_BLOCK == 0
-    if platform == "tpu" and whole_blocks and jax.device_count() == 1:
+    whole_blocks = num_queries % _LANES == 0 and num_keys % _LANES == 0
+    if platform == "tpu" and whole_blocks and (head_width <= _LANES or head_width % _LANES == 0):
         return "pallas"
     return "chunked"
 
@@ -185,7 +189,7 @@ def _over_heads(one_head: Callable, arrays: Any) -> Any:
 
     Elsewhere to all at once, which leaves samples and heads free to be spread over a mesh.
     """
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         return jax.vmap(jax.vmap(one_head))(arrays)
     b, num_heads = jax.tree.leaves(arrays)[0].shape[:2]
     out = jax.lax.map(one_head, jax.tree.map(lambda x: x.reshape(b * num_heads, *x.shape[2:]), arrays))
@@ -212,14 +216,35 @@ def _from_chunks(x: Float[Array, "b k chunks size e"], n: int) -> Float[Array, "
     return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :n]
 
 
-def _pallas_attention(
+def pallas_attention(
     q: Float[Array, "b n k e"], k: Float[Array, "b m k e"], v: Float[Array, "b m k e"]
 ) -> Float[Array, "b n k e"]:
-    """The flash attention kernel for TPUs that ships with JAX."""
-    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention  # imports TPU-only modules
+    """The flash attention kernel for TPUs that ships with JAX, each device on its own samples and heads.
 
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)
+    The compiler can't partition a kernel by itself, hence the `shard_map` over the mesh that is set; where the mesh
+    doesn't divide samples or heads, every device computes them all.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash  # imports what only TPU builds need
+
+    def size(length: int) -> int:
+        return next(block for block in (512, 256, _LANES) if length % block == 0)
+
+    block_q, block_k = size(q.shape[1]), size(k.shape[1])
+    blocks = flash.BlockSizes(
+        block_q, block_k, block_k, 1, block_q, block_k, block_k, block_q, block_k, block_k, block_q
+    )  # fmt: skip
+
+    def kernel(q, k, v):
+        return flash.flash_attention(q, k, v, sm_scale=q.shape[-1] ** -0.5, block_sizes=blocks)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        batch_axes = tuple(axis for axis in mesh.axis_names if axis != _HEADS_MESH_AXIS)
+        splits_batch = q.shape[0] % math.prod(mesh.shape[axis] for axis in batch_axes) == 0
+        splits_heads = q.shape[2] % mesh.shape.get(_HEADS_MESH_AXIS, 1) == 0 and _HEADS_MESH_AXIS in mesh.axis_names
+        spec = PartitionSpec(batch_axes if splits_batch else None, _HEADS_MESH_AXIS if splits_heads else None)
+        kernel = jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return _heads_last(kernel(*(_heads_first(x) for x in (q, k, v))))
 
 
 @dataclass(frozen=True)
@@ -285,7 +310,11 @@ class CrossAttention(nn.Module):
         identity_tokens: Float[Array, "b t d_id"] | None = None,
         identity_scale: Float[Array, "#b #n #t"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
-        """Returns the output and the identity attention's weights, averaged over heads (None without tokens).
+        """Returns the output and the identity attention's strength, averaged over heads (None without tokens).
+
+        The strength of a token at a position is its attention weight times the norm of its value: what it can add there.
+        Weights alone sum to 1 at every position and so can't say where the identity acts.
+        Source: Kobayashi et al. 2020 (arXiv 2004.10102), section 3.
 
         Where `identity_scale` is 0 for all tokens, the output is bitwise that without identity.
         """
@@ -312,4 +341,5 @@ class CrossAttention(nn.Module):
         if scale is not None:
             # Selecting, not multiplying: 0 times an overflow would be NaN, and -0 + 0 isn't -0.
             out = jnp.where((scale == 0).all(-1, keepdims=True), text_out, out)
-        return out, weights.astype(jnp.float32).mean(1)
+        norms = jnp.sqrt(jnp.square(v.astype(jnp.float32)).sum(-1) + 1e-12)
+        return out, jnp.einsum("bknt,btk->bnt", weights.astype(jnp.float32), norms) / self.num_heads

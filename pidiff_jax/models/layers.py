@@ -18,6 +18,15 @@ _MAX_UNFOLDED_ROWS = 1024
 default_kernel_init = nn.initializers.lecun_normal()
 
 
+def target_platform() -> str:
+    """The platform that is compiled for ("cpu", "gpu", "tpu"): that of the mesh which is set, else JAX's default.
+
+    The mesh comes first because a program for a TPU can be compiled on a machine without one.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 class Dense(nn.Module):
     """Affine map of the last axis; kernel (in, out), the transpose of PyTorch's Linear.weight.
 
@@ -66,7 +75,7 @@ class Conv(nn.Module):
             y = jnp.matmul(
                 x, kernel[0, 0]
             )  # a 1x1 convolution is a matrix product, which XLA's CPU backend runs faster
-        elif self.strides == 1 and math.prod(x.shape[:3]) <= _MAX_UNFOLDED_ROWS and jax.default_backend() == "cpu":
+        elif self.strides == 1 and math.prod(x.shape[:3]) <= _MAX_UNFOLDED_ROWS and target_platform() == "cpu":
             y = _unfolded_conv(x, kernel, padding)
         else:
             y = jax.lax.conv_general_dilated(
@@ -104,7 +113,7 @@ def recomputed(fn: Callable[..., Array]) -> Callable[..., Array]:
     first and keeps its intermediate results. It doesn't look into the branches of a conditional. The condition fails
     only where the incoming gradient is NaN, and so is the outgoing one then.
     """
-    if jax.default_backend() != "cpu":
+    if target_platform() != "cpu":
         return jax.checkpoint(fn)
 
     def backward(args, d_out):

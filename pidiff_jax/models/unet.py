@@ -98,7 +98,8 @@ class UNet(nn.Module):
             identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to
                 (b, h, w, t); a spatial one is resized to each resolution. None means 1. Where it is 0, a layer's output
                 is bitwise that without identity.
-            return_attention: also return parameter path -> weights (b, h, w, t), the mean over heads, not scaled.
+            return_attention: also return parameter path -> strength (b, h, w, t), attention weight times norm of the
+                value, the mean over heads, not scaled by `identity_scale`.
 
         Raises:
             ValueError: shapes that don't fit the spec or each other.

@@ -1,15 +1,19 @@
 """All attention implementations compute the same function, and none keeps the weights of long sequences."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from pidiff_jax.models.attention import (
     attention_weights,
     choose_implementation,
     chunked_attention,
     dot_product_attention,
+    pallas_attention,
     plain_attention,
 )
 
@@ -64,8 +68,22 @@ def test_the_choice_follows_platform_and_shape():
     assert choose("gpu", 4096, 4096, 40, jnp.bfloat16, False) == "cudnn"
     assert choose("gpu", 4096, 4096, 160, jnp.bfloat16, False) == "chunked"
     assert choose("gpu", 4096, 4096, 40, jnp.float32, False) == "chunked"
+    assert choose("tpu", 4096, 4096, 40, jnp.bfloat16, False) == "pallas"
+    assert choose("tpu", 4096, 4096, 160, jnp.bfloat16, False) == "chunked"
     assert choose("tpu", 4000, 4000, 40, jnp.bfloat16, False) == "chunked"
     assert choose("tpu", 256, 77, 40, jnp.bfloat16, False) == "plain"
+
+
+@pytest.mark.parametrize("mesh_shape", [None, (2, 1, 2), (3, 1, 1)])
+def test_the_tpu_kernel_agrees_also_on_a_mesh(mesh_shape):
+    arrays = heads(256, 128, num_heads=2, batch=2)
+    mesh = None
+    if mesh_shape is not None:
+        devices = np.array(jax.devices()[: np.prod(mesh_shape)]).reshape(mesh_shape)
+        mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+    with pltpu.force_tpu_interpret_mode(), contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        out = jax.jit(pallas_attention)(*arrays)
+    np.testing.assert_allclose(out, plain_attention(*arrays), atol=1e-5)
 
 
 def test_widths_that_heads_do_not_divide_are_refused():

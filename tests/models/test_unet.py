@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from pidiff_jax.convert.unet import split_identity, unet_shapes
@@ -94,7 +95,7 @@ def test_scales_that_mean_one_agree_with_no_scale(shape):
 
 
 @pytest.mark.parametrize("sink", [False, True])
-def test_attention_maps_are_shares_at_every_layers_resolution(sink):
+def test_attention_maps_have_every_layers_path_and_resolution(sink):
     _, params, arrays, apply = tiny_unet(sink=sink)
     maps = apply(params, arrays, return_attention=True)[1]
     block = "transformer_blocks_0/attn2"
@@ -105,10 +106,27 @@ def test_attention_maps_are_shares_at_every_layers_resolution(sink):
         f"up_blocks_1/attentions_1/{block}": (2, 8, 8, 3),
     }
     flat = traverse_util.flatten_dict(params, sep="/")
-    for path, weights in maps.items():
+    for path, strength in maps.items():
         assert f"{path}/to_k_id/kernel" in flat
-        totals = weights.sum(-1)
-        assert (totals < 1).all() if sink else np.allclose(totals, 1, atol=1e-6)
+        assert (strength > 0).all()
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_the_map_is_each_tokens_weight_times_the_norm_of_its_value_averaged_over_heads(sink):
+    rng = np.random.default_rng(0)
+    attention = CrossAttention(2, IdentityAttentionSpec(token_dim=20, sink=sink))
+    x, text, tokens = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in [(1, 5, 8), (1, 4, 6), (1, 2, 20)]
+    )
+    params = random_params(jax.eval_shape(lambda: nn.meta.unbox(attention.init(jax.random.key(0), x, text))["params"]))
+    _, strength = attention.apply({"params": params}, x, text, tokens)
+    q, k, v = ((a @ params[name]["kernel"]).reshape(-1, 2, 4) for a, name in
+               [(x[0], "to_q"), (tokens[0], "to_k_id"), (tokens[0], "to_v_id")])  # fmt: skip
+    for head in range(2):
+        weights = np.exp(q[:, head] @ k[:, head].T / 2)
+        weights = weights / (weights.sum(-1, keepdims=True) + sink)
+        strength = strength - weights * np.linalg.norm(v[:, head], axis=-1) / 2
+    np.testing.assert_allclose(strength, 0, atol=1e-6)
 
 
 def test_gradients_reach_every_identity_kernel():
