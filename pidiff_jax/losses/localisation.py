@@ -16,8 +16,8 @@ def localisation_loss(
 
     Args:
         attention_maps: layer path -> non-negative map (b, h, w) or, summed over tokens, (b, h, w, t), of any size. The
-            weights of a softmax over identity tokens alone sum to 1 everywhere and say nothing: use the sink of
-            `IdentityAttentionSpec`, or maps of the branch's strength.
+            weights of a softmax over identity tokens alone sum to 1 everywhere and say nothing: give the strengths
+            that the UNet returns.
         face_mask: in [0, 1], of any size.
 
     Raises:
