@@ -21,6 +21,7 @@ setup(
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
         "grain>=0.2.15",
+        "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10,<0.11",
         "jaxtyping>=0.3",
         "ml_collections>=1.1",
@@ -30,6 +31,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
         "safetensors>=0.6",
+        "scipy>=1.14",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",

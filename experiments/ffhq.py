@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     config.background_weight = placeholder(float)  # weight of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = 5.0
     config.min_time_fraction = 0.0
+    config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})  # of the previews
+    config.evaluation = ConfigDict({"num_preview_people": 4})
     config.parameter_rules = (
         (r"^unet/.*/to_[qkv]_id/", "identity"),
         (r"^mapper/", "mapper"),

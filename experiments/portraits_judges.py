@@ -1,21 +1,24 @@
-"""The judges: a face recogniser and a scene classifier for scoring, trained on people that no other training sees.
+"""The judges, trained on people that no other training sees: a face recogniser, a scene classifier, a face segmenter.
 
 python -m launch.train --config=experiments/portraits_judges.py:recogniser --workdir=runs/portraits_recogniser
 python -m launch.train --config=experiments/portraits_judges.py:scenes     --workdir=runs/portraits_scenes
+python -m launch.train --config=experiments/portraits_judges.py:segmenter  --workdir=runs/portraits_segmenter
 """
 
 from ml_collections import ConfigDict
 
+LOSSES = {"recogniser": "contrastive", "scenes": "classification", "segmenter": "segmentation"}
+
 
 def get_config(part: str = "recogniser") -> ConfigDict:
-    """`part` is "recogniser" or "scenes"; a few minutes each on two CPU cores."""
-    if part not in ("recogniser", "scenes"):
-        raise ValueError(f"expected experiments/portraits_judges.py:recogniser or :scenes, got {part!r}")
+    """`part` is "recogniser", "scenes" or "segmenter"; a few minutes each on two CPU cores."""
+    if part not in LOSSES:
+        raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(LOSSES)}, got {part!r}")
     recogniser = part == "recogniser"
     config = ConfigDict()
     config.task = part
     config.seed = 7
-    config.num_steps = 1_000 if recogniser else 1_200
+    config.num_steps = {"recogniser": 1_000, "scenes": 1_200, "segmenter": 500}[part]
     config.batch_size = 96 if recogniser else 32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.clip_norm = 1.0
@@ -26,7 +29,7 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     config.checkpoint_every_steps = 500
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
-    config.losses = ConfigDict({"contrastive": 1.0} if recogniser else {"classification": 1.0})
+    config.losses = ConfigDict({LOSSES[part]: 1.0})
     config.parameter_rules = ((r".*", "all"),)
     config.groups = ConfigDict(
         {

@@ -7,6 +7,7 @@ import time
 
 STARTED = time.perf_counter()  # before the heavy imports: a run's time limit counts from here
 
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from absl import flags  # noqa: E402
@@ -22,7 +23,13 @@ def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
     from pidiff_jax.train.run import train_experiment
 
-    train_experiment(CONFIG.value, Path(WORKDIR.value), started=STARTED)
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    make_examiner = None
+    if config.task == "identity":
+        from launch.identity_runs import IdentityExaminer
+
+        make_examiner = partial(IdentityExaminer, config, workdir)
+    train_experiment(config, workdir, started=STARTED, make_examiner=make_examiner)
 
 
 if __name__ == "__main__":

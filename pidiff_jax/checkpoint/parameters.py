@@ -20,7 +20,7 @@ def load_parameters(
         step: None takes the newest.
         ema: take the moving average, where the run kept one.
 
-    The metadata has `config`, `frozen` (fingerprints), `layout` and `versions`.
+    The metadata has `step`, `config`, `frozen` (fingerprints), `layout` and `versions`.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -42,4 +42,4 @@ def load_parameters(
         stored = manager.item_metadata(chosen)[item]
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(stored.tree))
         args = {item: ocp.args.PyTreeRestore(restore_args=on_host)}
-        return manager.restore(chosen, args=ocp.args.Composite(**args))[item], metadata
+        return manager.restore(chosen, args=ocp.args.Composite(**args))[item], {**metadata, "step": chosen}

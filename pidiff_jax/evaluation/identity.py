@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
@@ -84,7 +85,8 @@ class Evaluation:
 
     scores: the six of metrics.json, each {"on": Interval, "off": Interval}, all but the similarity in [0, 1]. Off,
         `attention_in_face` is what attention spread evenly would have, and `background_change` is 0.
-    details: further intervals: accuracy by attribute, diversity of embeddings, and paired changes (on minus off).
+    details: further intervals: accuracy by attribute, diversity of embeddings, paired changes (on minus off), and the
+        similarity of two photographs of a person, the most that a picture can be expected to reach.
     grid: pictures of the first people.
     """
 
@@ -137,6 +139,8 @@ def evaluate_identity(
 
     main = [index[_Job(p, p % len(prompts.texts), 0)] for p in range(len(people.wplus))]
     values, details = _main_values(on, off, main, similarity, gallery, prompts)
+    references = _in_batches(judges.recogniser, people.references, protocol.batch_size)
+    details["identity_similarity/photographs"] = scores.identity_similarity(references, gallery)
     seeds = [
         [index[_Job(p, p % len(prompts.texts), s)] for s in range(protocol.num_seeds)]
         for p in range(min(protocol.num_diversity_people, len(people.wplus)))
@@ -255,7 +259,7 @@ def _draw(
             batch = list(jobs[start : start + size])
             kept = len(batch)
             batch += batch[-1:] * (size - kept)  # one compiled shape; the repeats are dropped
-            noise = _noise(protocol.seed, batch, noise_shape)
+            noise = draw_noise(protocol.seed, np.array(batch, np.int32), noise_shape)
             wplus = people.wplus[[job.person for job in batch]]
             text_ids = prompts.text_ids[[job.prompt for job in batch]]
             for name, scale in (("on", protocol.identity_scale), ("off", 0.0)):
@@ -267,8 +271,8 @@ def _draw(
     return on, off
 
 
-def _noise(seed: int, jobs: Sequence[_Job], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
-    """Each job's own noise, whatever else is drawn beside it."""
+def draw_noise(seed: int, jobs: Int[np.ndarray, "b 3"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
+    """Initial noise of (person, prompt, seed) jobs: each job's own, whatever else is drawn beside it."""
 
     def one(job: Int[Array, "3"]) -> Float[Array, "h w c"]:
         key = jax.random.key(seed)
@@ -276,7 +280,7 @@ def _noise(seed: int, jobs: Sequence[_Job], shape: tuple[int, int, int]) -> Floa
             key = jax.random.fold_in(key, number)
         return jax.random.normal(key, shape)
 
-    return jax.vmap(one)(np.array(jobs, np.int32))
+    return jax.vmap(one)(jnp.asarray(jobs, jnp.int32))
 
 
 def _in_batches(judge: JudgeFn, pixels: np.ndarray, size: int) -> np.ndarray:

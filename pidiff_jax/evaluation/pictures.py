@@ -19,7 +19,7 @@ class SamplesGrid:
     """What `draw_samples` shows: n people (rows) and p prompts; pixels in [0, 1].
 
     with_identity and without_identity have the same prompts and the same noise. attention: any scale, any resolution.
-    similarity_with, similarity_without: cosines to the person, written below the pictures.
+    similarity_with, similarity_without: cosines to the person, written below the pictures; None where nobody judged.
     """
 
     prompts: tuple[str, ...]
@@ -27,8 +27,8 @@ class SamplesGrid:
     with_identity: Float[np.ndarray, "n p h w 3"]
     without_identity: Float[np.ndarray, "n p h w 3"]
     attention: Float[np.ndarray, "n p _h2 _w2"]
-    similarity_with: Float[np.ndarray, "n p"]
-    similarity_without: Float[np.ndarray, "n p"]
+    similarity_with: Float[np.ndarray, "n p"] | None = None
+    similarity_without: Float[np.ndarray, "n p"] | None = None
 
 
 def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, "h w 3"]:
@@ -49,12 +49,19 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
         y = top + row * row_height
         heat = heat_overlay(grid.with_identity[row, 0], grid.attention[row, 0])
         cells = [reference, *grid.with_identity[row], *grid.without_identity[row], heat]
-        similarity = [*grid.similarity_with[row], *grid.similarity_without[row]]
-        captions = [f"person {row + 1}", *(f"similarity {value:.2f}" for value in similarity), ""]
+        captions = [f"person {row + 1}", *_captions(grid, row), ""]
         for x, cell, caption in zip(left, cells, captions, strict=True):
             canvas.paste(_resized(cell, cell_px), (x, y))
             draw.text((x + cell_px / 2, y + cell_px + 4), caption, _FAINT, _font(_CAPTION_SIZE), anchor="mt")
     return np.asarray(canvas)
+
+
+def _captions(grid: SamplesGrid, row: int) -> list[str]:
+    captions = []
+    for similarity in (grid.similarity_with, grid.similarity_without):
+        judged = similarity is not None
+        captions += [f"similarity {similarity[row, q]:.2f}" if judged else "" for q in range(len(grid.prompts))]
+    return captions
 
 
 def heat_overlay(

@@ -73,7 +73,7 @@ def write_report(
     Args:
         path: of the file; an older report there is replaced in one piece.
         title: heading.
-        scores, details: of `Evaluation`.
+        scores, details: of `Evaluation`; empty where nobody judged.
         samples: of `draw_samples`.
         history: reports of the training, each with "step" and metrics by name; see `chart_groups` for what is drawn.
         config: of the run; anything that fits into JSON.
@@ -83,7 +83,7 @@ def write_report(
     image = base64.b64encode(png_bytes(samples)).decode()
     charts = "".join(f"<div>{line_chart(name, lines)}</div>" for name, lines in chart_groups(history).items())
     sections = [
-        _section("Scores", _scores_table(scores)),
+        _section("Scores", _scores_table(scores) if scores else "<p>This run has no judges, so nothing is scored.</p>"),
         _section("Samples", f'<img class="samples" alt="Samples" src="data:image/png;base64,{image}">'),
         _section("Training", f'<div class="charts">{charts}</div>' if charts else "<p>No history was recorded.</p>"),
         _section("Details of the scores", _details_table(details)),

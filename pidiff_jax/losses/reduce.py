@@ -28,7 +28,7 @@ def active_losses(weights: Mapping[str, float], valid: tuple[str, ...] = IDENTIT
 
 
 def reduce_losses(
-    values: Mapping[str, Float[Array, " b"]], weights: Mapping[str, float]
+    values: Mapping[str, Float[Array, "..."]], weights: Mapping[str, float]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The mean over the batch of the weighted sum of losses, and the unweighted mean of each loss; float32.
 

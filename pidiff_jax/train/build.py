@@ -1,4 +1,4 @@
-"""From the config to an experiment: the only code below launch/ that reads a ConfigDict."""
+"""From the config to an experiment: with its neighbours build_*.py, the only code below launch/ that reads a config."""
 
 import importlib
 from typing import Any
@@ -15,6 +15,7 @@ BUILDERS = {
     "wplus": ("build_portraits_faces", "build_wplus"),
     "recogniser": ("build_portraits_faces", "build_recogniser"),
     "scenes": ("build_portraits_faces", "build_scenes"),
+    "segmenter": ("build_portraits_faces", "build_segmenter"),
     "identity": ("build_identity", "build_identity"),
 }
 
@@ -49,5 +50,8 @@ def loop_settings(config: Any) -> LoopSettings:
         ema_decay=config.ema_decay,
         accumulate_steps=config.accumulate_steps,
         log_every_steps=config.log_every_steps,
+        validate_every_steps=config.validate_every_steps,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        num_checkpoints=config.num_checkpoints,
         max_seconds=config.get("max_seconds"),
     )

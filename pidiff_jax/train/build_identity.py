@@ -1,5 +1,6 @@
 """Builds the identity training, on the embedded base model or on a Stable Diffusion folder in diffusers' format."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,21 +9,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
+from data_pipeline import portraits_data
 from data_pipeline.records import open_records
-from data_pipeline.schema import validate_batch
-from pidiff_jax import embedded
+from data_pipeline.schema import validate_record
+from data_pipeline.sources import Source
+from pidiff_jax import embedded, embedded_faces
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
-from pidiff_jax.models.e4e import E4eEncoder, encode_wplus
+from pidiff_jax.losses.reduce import active_losses
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import IdentityAttentionSpec, init_identity_from_text
 from pidiff_jax.pipeline import Components
-from pidiff_jax.train import portraits_data
 from pidiff_jax.train.build_portraits import components as portraits_components
 from pidiff_jax.train.build_portraits import encode_latents
 from pidiff_jax.train.tasks.identity import Dropout, IdentityTask
 
 EMBEDDED = "portraits"
+MakeSource = Callable[[], Source]
 
 
 def build_identity(config: Any) -> dict[str, Any]:
@@ -31,8 +34,9 @@ def build_identity(config: Any) -> dict[str, Any]:
         components, base = embedded_base(config)
         train_source, validation_source = _portraits_sources(config, components, base)
     else:
-        train_source, validation_source = _record_sources(config)
+        _check_folders(config)
         components, base = _folder_base(config)
+        train_source, validation_source = _record_sources(config, components)
     params = {"unet": _with_identity(components, base["unet"], config), "text_encoder": base["text_encoder"]}
     params["mapper"] = components.mapper.init(jax.random.key(config.seed), _zero_wplus(components.mapper))["params"]
     task = IdentityTask(
@@ -43,7 +47,7 @@ def build_identity(config: Any) -> dict[str, Any]:
         components.prediction_type,
         components.vae.spec.scaling_factor,
         components.null_text_ids,
-        active_losses=tuple(name for name, weight in config.losses.items() if weight),
+        active_losses=active_losses(config.losses.to_dict()),
         dropout=Dropout(**config.dropout),
         background_weight=config.background_weight,
         min_snr_gamma=config.min_snr_gamma,
@@ -84,19 +88,17 @@ def embedded_base(config: Any) -> tuple[Components, dict[str, Any]]:
     return components, {**embedded.load_weights("base"), **embedded.load_weights("vae")}
 
 
-def embedded_wplus_encoder():
-    """The embedded e4e encoder as a function of aligned faces in [-1, 1]."""
-    weights = embedded.load_weights("wplus")
-    encoder = E4eEncoder(embedded.ENCODER)
-    return lambda pixels: encode_wplus(encoder, weights["encoder"], weights["latent_avg"], pixels)
+def _portraits_sources(config: Any, components: Components, base: dict) -> tuple[MakeSource, MakeSource]:
+    def make(split: str, num_people: int, per_person: int) -> Source:
+        encode = encode_latents(components.vae, base["vae"])
+        return portraits_data.identity_source(
+            encode, embedded_faces.load_wplus_encoder(), split, num_people, per_person
+        )
 
-
-def _portraits_sources(config: Any, components: Components, base: dict) -> tuple[Any, Any]:
-    encode, encode_face = encode_latents(components.vae, base["vae"]), embedded_wplus_encoder()
-    train = portraits_data.identity_source(
-        encode, encode_face, "train", config.data.num_people, config.data.pictures_per_person
+    return (
+        lambda: make("train", config.data.num_people, config.data.pictures_per_person),
+        lambda: make("validation", 64, 1),
     )
-    return train, portraits_data.identity_source(encode, encode_face, "validation", 64, 1)
 
 
 def _with_identity(components: Components, base_unet: dict, config: Any) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _with_identity(components: Components, base_unet: dict, config: Any) -> dict
 
 
 def _zero_wplus(mapper: IdentityMapper) -> jax.Array:
-    return jnp.zeros((1, mapper.spec.groups[-1][1], mapper.spec.wplus_dim))
+    return jnp.zeros((1, mapper.spec.num_layers, mapper.spec.wplus_dim))
 
 
 def _folder_base(config: Any) -> tuple[Components, dict[str, Any]]:
@@ -135,7 +137,8 @@ def _folder_base(config: Any) -> tuple[Components, dict[str, Any]]:
     return components, {"unet": loaded.unet_params, "text_encoder": loaded.text_params, "vae": loaded.vae_params}
 
 
-def _record_sources(config: Any) -> tuple[Any, Any]:
+def _check_folders(config: Any) -> None:
+    """Both complaints at once, before anything is read."""
     missing = []
     if not config.base.path or not (Path(config.base.path) / "model_index.json").is_file():
         missing.append(
@@ -149,7 +152,17 @@ def _record_sources(config: Any) -> tuple[Any, Any]:
         )
     if missing:
         raise FileNotFoundError("\n".join(missing))
+
+
+def _record_sources(config: Any, components: Components) -> tuple[MakeSource, MakeSource]:
+    """Opens the records and checks that the first of each split fits the model."""
+    sizes = {
+        "c": components.vae.spec.latent_channels,
+        "l": components.mapper.spec.num_layers,
+        "d": components.mapper.spec.wplus_dim,
+        "m": len(components.null_text_ids),
+    }
     sources = [open_records(config.data.path, split) for split in ("train", "validation")]
     for source in sources:
-        validate_batch({name: value[None] for name, value in source[0].items()})
-    return tuple(sources)
+        validate_record(source[0], expected=sizes)
+    return tuple(lambda source=source: source for source in sources)

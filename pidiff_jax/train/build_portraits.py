@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from data_pipeline import portraits_data as data
 from data_pipeline.tokenizer import portraits_tokenizer, tokenize
 from pidiff_jax import embedded
 from pidiff_jax.diffusion.schedule import NoiseSchedule
@@ -12,7 +13,6 @@ from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.pipeline import Components
-from pidiff_jax.train import portraits_data as data
 from pidiff_jax.train.tasks.autoencoder import AutoencoderTask
 from pidiff_jax.train.tasks.text_to_image import TextToImageTask
 
@@ -46,10 +46,10 @@ def build_autoencoder(config: Any) -> dict[str, Any]:
     return {
         "params": params,
         "losses": AutoencoderTask(vae).losses,
-        "train_source": data.picture_source(
+        "train_source": lambda: data.picture_source(
             "train", config.data.num_people, config.data.pictures_per_person, config.data.views
         ),
-        "validation_source": data.picture_source("validation", 64, 2, ("wild",)),
+        "validation_source": lambda: data.picture_source("validation", 64, 2, ("wild",)),
     }
 
 
@@ -79,8 +79,10 @@ def build_text_to_image(config: Any) -> dict[str, Any]:
     return {
         "params": params,
         "losses": task.losses,
-        "train_source": data.caption_source(encode, "train", config.data.num_people, config.data.pictures_per_person),
-        "validation_source": data.caption_source(encode, "validation", 64, 2),
+        "train_source": lambda: data.caption_source(
+            encode, "train", config.data.num_people, config.data.pictures_per_person
+        ),
+        "validation_source": lambda: data.caption_source(encode, "validation", 64, 2),
     }
 
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline import portraits
+from data_pipeline import portraits_data as data
 from pidiff_jax import embedded, embedded_faces
 from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.e4e import E4eEncoder
+from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.models.stylegan2 import Synthesis
-from pidiff_jax.train import portraits_data as data
-from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask
+from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask, SegmenterTask
 from pidiff_jax.train.tasks.wplus import WPlusTask
 
 _PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))
@@ -30,10 +31,10 @@ def build_wplus(config: Any) -> dict[str, Any]:
     return {
         "params": params,
         "losses": WPlusTask(encoder, synthesis).losses,
-        "train_source": data.picture_source(
+        "train_source": lambda: data.picture_source(
             "train", config.data.num_people, config.data.pictures_per_person, ("aligned",)
         ),
-        "validation_source": data.picture_source("validation", 128, 1, ("aligned",)),
+        "validation_source": lambda: data.picture_source("validation", 128, 1, ("aligned",)),
     }
 
 
@@ -43,8 +44,8 @@ def build_recogniser(config: Any) -> dict[str, Any]:
     return {
         "params": {"recogniser": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
         "losses": RecogniserTask(network).losses,
-        "train_source": data.pair_source("judges", config.data.num_people, config.data.pictures_per_person),
-        "validation_source": data.pair_source("validation", 256, 1),
+        "train_source": lambda: data.pair_source("judges", config.data.num_people, config.data.pictures_per_person),
+        "validation_source": lambda: data.pair_source("validation", 256, 1),
     }
 
 
@@ -55,8 +56,19 @@ def build_scenes(config: Any) -> dict[str, Any]:
     return {
         "params": {"scenes": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
         "losses": SceneTask(network, classes).losses,
-        "train_source": data.picture_source(
+        "train_source": lambda: data.picture_source(
             "judges", config.data.num_people, config.data.pictures_per_person, ("wild",)
         ),
-        "validation_source": data.picture_source("validation", 256, 1, ("wild",)),
+        "validation_source": lambda: data.picture_source("validation", 256, 1, ("wild",)),
+    }
+
+
+def build_segmenter(config: Any) -> dict[str, Any]:
+    """The judge of where the head is."""
+    network = Segmenter(embedded_faces.SEGMENTER)
+    return {
+        "params": {"segmenter": network.init(jax.random.key(config.seed), _PIXELS)["params"]},
+        "losses": SegmenterTask(network).losses,
+        "train_source": lambda: data.mask_source("judges", config.data.num_people, config.data.pictures_per_person),
+        "validation_source": lambda: data.mask_source("validation", 256, 1),
     }

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipeline.sources import Source
 from pidiff_jax.optim.groups import GroupSpec
 from pidiff_jax.optim.rules import ParameterRule
+from pidiff_jax.pipeline import Components
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,10 @@ class Experiment:
     params: the whole parameter tree, boxed with logical axis names where it was made here, plain where it was loaded.
     losses: `(params, batch, key, train) -> (name -> (b,), metrics)`.
     loss_weights: name -> weight of the losses that are summed.
-    train_source, validation_source: random-access sources of records.
+    train_source, validation_source: make random-access sources of records; called when the training starts.
     frozen_sources: name -> content hash of where frozen parameters came from, stored with every checkpoint.
-    preview: draws pictures of the present state of training; given (params, step), returns name -> uint8 picture and scores.
+    components: what drawing needs beside the parameters; None where the task draws nothing.
+    extra_params: parameters that drawing needs and training does not, such as {"vae": ...}.
     """
 
     name: str
@@ -26,8 +29,8 @@ class Experiment:
     loss_weights: Mapping[str, float]
     rules: Sequence[ParameterRule]
     groups: Mapping[str, GroupSpec]
-    train_source: Any
-    validation_source: Any
+    train_source: Callable[[], Source]
+    validation_source: Callable[[], Source]
     frozen_sources: Mapping[str, str] = field(default_factory=dict)
-    preview: Callable[[Mapping[str, Any], int], tuple[dict, dict]] | None = None
-    components: Any = None  # what inference needs beside the parameters (modules, schedule, tokenizer)
+    components: Components | None = None
+    extra_params: Mapping[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """What happens now and then during training: logs, validation, pictures, checkpoints."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,26 @@ Preview = Callable[[Mapping[str, Any]], tuple[dict[str, np.ndarray], dict[str, f
 
 
 class MetricsLog:
-    """Writes scalars to TensorBoard events and to `history.jsonl`, one line per report; only in process 0."""
+    """Writes scalars to TensorBoard events and to `history.jsonl`, one line per report; only in process 0.
 
-    def __init__(self, workdir: Path):
+    Every report of the training has `seconds`, the time spent so far, that of earlier, interrupted parts included.
+    started: `time.perf_counter()` at the start of the program.
+    """
+
+    def __init__(self, workdir: Path, started: float):
+        self.started = started
         self.active = jax.process_index() == 0
         self.path = workdir / "history.jsonl"
         self.writer = SummaryWriter(str(workdir / "tensorboard")) if self.active else None
+        self.seconds_before = max((entry.get("seconds", 0.0) for entry in self.history()), default=0.0)
 
     def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
         if metrics is not None:
-            self.write(step, metrics)
+            self.write(step, {**metrics, "seconds": self.seconds()})
+
+    def seconds(self) -> float:
+        """Wall-clock time of this training so far, from the start of the program, in all its parts."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def write(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None) -> None:
         """Logs scalars and uint8 pictures (h, w, 3)."""
@@ -43,13 +54,17 @@ class MetricsLog:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        """All reports so far, also those of the runs that this one resumed; the last report of a step wins."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        merged: dict[int, dict[str, float]] = {}
-        for line in lines:
-            entry = json.loads(line)
-            merged.setdefault(entry["step"], {}).update(entry)
-        return [merged[step] for step in sorted(merged)]
+        """All reports so far; see `read_history`."""
+        return read_history(self.path)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        entry = json.loads(line)
+        merged.setdefault(entry["step"], {}).update(entry)
+    return [merged[step] for step in sorted(merged)]
 
 
 class Validation:
@@ -73,7 +88,7 @@ class Validation:
         self.log.write(step, means)
 
     def _prepare(self, run: Run) -> None:
-        source, size = run.experiment.validation_source, run.settings.batch_size
+        source, size = run.experiment.validation_source(), run.settings.batch_size
         local = size // jax.process_count()
         if len(source) < size:
             raise ValueError(

@@ -24,7 +24,8 @@ from pidiff_jax.train.step import compile_train_step, make_train_step
 class LoopSettings:
     """Length, cadence and reproducibility of a run.
 
-    max_seconds: stop early (and save) after this much wall-clock time, compilation included; None never.
+    num_checkpoints: how many of the latest checkpoints are kept.
+    max_seconds: stop and save after this much wall-clock time of this process, compilation included; None never.
     """
 
     num_steps: int
@@ -35,6 +36,9 @@ class LoopSettings:
     ema_decay: float | None = 0.999
     accumulate_steps: int = 1
     log_every_steps: int = 50
+    validate_every_steps: int = 1000
+    checkpoint_every_steps: int = 1000
+    num_checkpoints: int = 2
     max_seconds: float | None = None
 
 
@@ -57,8 +61,9 @@ class Run:
             ema=settings.ema_decay is not None,
             shardings=trainable_shardings,
         )
+        self.train_source = experiment.train_source()
         self.loader = make_loader(
-            experiment.train_source,
+            self.train_source,
             batch_size=settings.batch_size // jax.process_count(),
             seed=settings.seed,
             shuffle=True,
@@ -78,7 +83,8 @@ class Run:
             accumulate_steps=s.accumulate_steps,
         )
         example = {
-            name: np.stack([value] * (s.batch_size // jax.process_count())) for name, value in e.train_source[0].items()
+            name: np.stack([value] * (s.batch_size // jax.process_count()))
+            for name, value in self.train_source[0].items()
         }
         return compile_train_step(step, self.state, self.frozen, example, self.mesh)
 
@@ -97,7 +103,7 @@ class Hook(Protocol):
     """Something that happens now and then during training."""
 
     def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
-        """Called after every update; `metrics` is given every `log_every_steps` and at the end."""
+        """Called after every update; `metrics` is given every `log_every_steps`, before a checkpoint and at the end."""
 
 
 def train(run: Run, hooks: Sequence[Hook], started: float) -> dict[str, float]:
@@ -119,7 +125,9 @@ def train(run: Run, hooks: Sequence[Hook], started: float) -> dict[str, float]:
         step += 1
         bar.update()
         out_of_time = settings.max_seconds is not None and time.perf_counter() - started > settings.max_seconds
-        report = step % settings.log_every_steps == 0 or step == settings.num_steps or out_of_time
+        # Also before a checkpoint, so that none is ever written of a training that has diverged.
+        cadences = (settings.log_every_steps, settings.checkpoint_every_steps)
+        report = any(step % every == 0 for every in cadences) or step == settings.num_steps or out_of_time
         if report:
             last = {name: float(value) for name, value in metrics.items()}
             _check_finite(last, step)

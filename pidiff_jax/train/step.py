@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from pidiff_jax.losses.reduce import reduce_losses
 from pidiff_jax.optim.ema import decay_at, update_ema
 from pidiff_jax.optim.groups import GroupedOptimizer
 from pidiff_jax.optim.rules import flatten, merge
@@ -134,21 +135,11 @@ def compile_evaluate_losses(
 def _losses(
     loss_fn: LossFn, loss_weights: Mapping[str, float], params: Any, batch: Batch, key: PRNGKeyArray, train: bool
 ) -> Metrics:
-    """The one reduction: the mean over the batch of the weighted sum of per-example values."""
+    """`loss`, `loss/<name>` and the means of the further metrics."""
     values, extra = loss_fn(params, batch, key, train=train)
-    needed = {name for name, weight in loss_weights.items() if weight}
-    if not needed <= values.keys() or not values.keys() <= loss_weights.keys():
-        raise ValueError(
-            f"expected values of the losses {sorted(needed)}, and weights for all, got values of {sorted(values)} and "
-            f"weights of {sorted(loss_weights)}; correct the names in loss_weights"
-        )
-    shapes = {name: value.shape for name, value in values.items() if value.ndim != 1}
-    if shapes:
-        raise ValueError(f"expected per-example values (b,), got {shapes}; reduce over everything but the batch")
-    means = {name: jnp.mean(value.astype(jnp.float32)) for name, value in values.items()}
-    weighted = [loss_weights[name] * values[name].astype(jnp.float32) for name in sorted(values)]
+    loss, means = reduce_losses(values, loss_weights)
     metrics = {name: jnp.mean(value.astype(jnp.float32)) for name, value in extra.items()}
-    return metrics | {"loss": jnp.mean(sum(weighted))} | {f"loss/{name}": mean for name, mean in means.items()}
+    return metrics | {"loss": loss} | {f"loss/{name}": mean for name, mean in means.items()}
 
 
 def _mean_over_parts(function: Callable[[Any], Any], batch: Batch, num_parts: int) -> Any:

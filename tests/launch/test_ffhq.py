@@ -91,6 +91,7 @@ def data(base, tmp_path_factory) -> Path:
 
 def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
     settings = {"num_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "validate_every_steps": 2}
+    settings |= {"sampling__num_steps": 2}
     settings |= {f"groups__{group}__warmup_steps": 1 for group in ("identity", "mapper")} | changes
     command = [sys.executable, "-m", "launch.train", "--config=experiments/ffhq.py", f"--workdir={workdir}"]
     command += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]

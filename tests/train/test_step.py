@@ -112,7 +112,7 @@ def test_a_batch_that_the_parts_do_not_divide_is_an_error(mesh):
 @pytest.mark.parametrize("weights", [{"denoising": 1.0}, {**LOSS_WEIGHTS, "preserve": 0.1}])
 def test_losses_and_weights_must_agree(mesh, weights):
     state, frozen, optimizer = start(mesh)
-    with pytest.raises(ValueError, match="correct the names in loss_weights"):
+    with pytest.raises(ValueError, match="correct the names of the weights"):
         make(optimizer, loss_weights=weights)(state, frozen, make_batch(0))
 
 

@@ -1,4 +1,4 @@
-"""Training of the judges: a face recogniser and a scene classifier that no other training ever sees."""
+"""Training of the judges that no other training sees: a face recogniser, a scene classifier and a face segmenter."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pidiff_jax.models.arcface import ArcFace
+from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.train.tasks.autoencoder import unit_pixels
 
 
@@ -73,3 +74,22 @@ def split_logits(logits: Float[Array, "b n"], num_classes: tuple[int, ...]) -> l
     """Cuts the classifier's output into one array per attribute."""
     edges = [sum(num_classes[: i + 1]) for i in range(len(num_classes) - 1)]
     return jnp.split(logits, edges, axis=-1)
+
+
+@dataclass(frozen=True)
+class SegmenterTask:
+    """Find the head. Batch: pixels uint8, head_mask (b, h, w) uint8."""
+
+    network: Segmenter
+
+    def losses(self, params: dict, batch: dict, key: PRNGKeyArray, train: bool = True) -> tuple[dict, dict]:
+        """Per-example `segmentation` (binary cross-entropy per position); metric `iou` of the masks cut at one half."""
+        pixels = unit_pixels(batch["pixels"])
+        pixels = degrade(pixels, key) if train else pixels
+        logits = self.network.apply({"params": params["segmenter"]}, pixels)
+        mask = batch["head_mask"].astype(jnp.float32) / 255.0
+        b, h, w = logits.shape
+        mask = mask.reshape(b, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))
+        loss = (jax.nn.softplus(logits) - mask * logits).mean((1, 2))
+        found, wanted = logits > 0, mask > 0.5
+        return {"segmentation": loss}, {"iou": (found & wanted).sum() / jnp.maximum((found | wanted).sum(), 1)}

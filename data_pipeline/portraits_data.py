@@ -32,6 +32,12 @@ def picture_source(split: str, num_people: int, per_person: int, views: tuple[st
     return ArraySource({name: np.concatenate([p[name] for p in parts]) for name in ("pixels", "scene", "person_id")})
 
 
+def mask_source(split: str, num_people: int, per_person: int) -> ArraySource:
+    """Wild pictures with their head masks."""
+    wild = pictures(split, num_people, per_person, "wild")
+    return ArraySource({name: wild[name] for name in ("pixels", "head_mask")})
+
+
 def pair_source(split: str, num_people: int, pairs_per_person: int) -> ArraySource:
     """Pairs of pictures of one person: wild with wild, and wild with aligned."""
     wild = pictures(split, num_people, 2 * pairs_per_person, "wild")["pixels"]
