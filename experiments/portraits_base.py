@@ -21,8 +21,8 @@ def get_config(part: str = "unet") -> ConfigDict:
     config.clip_norm = 1.0
     config.accumulate_steps = 1
     config.log_every_steps = 50
-    config.validate_every_steps = 1000
-    config.checkpoint_every_steps = 1000
+    config.validate_every_steps = 500
+    config.checkpoint_every_steps = 500
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
     if part == "vae":
@@ -36,7 +36,7 @@ def get_config(part: str = "unet") -> ConfigDict:
         learning_rate = 2e-3
     else:
         config.task = "text_to_image"
-        config.num_steps = 30_000
+        config.num_steps = 16_000
         config.batch_size = 16
         config.ema_decay = 0.999
         config.base = ConfigDict({"path": ""})  # folder of vae.safetensors; empty: the shipped one

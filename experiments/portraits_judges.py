@@ -18,7 +18,7 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     config = ConfigDict()
     config.task = part
     config.seed = 7
-    config.num_steps = {"recogniser": 1_000, "scenes": 1_200, "segmenter": 500}[part]
+    config.num_steps = {"recogniser": 600, "scenes": 1_000, "segmenter": 500}[part]
     config.batch_size = 96 if recogniser else 32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.clip_norm = 1.0
@@ -26,11 +26,12 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     config.ema_decay = 0.99
     config.log_every_steps = 20
     config.validate_every_steps = 500
-    config.checkpoint_every_steps = 500
+    config.checkpoint_every_steps = 250
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
     config.losses = ConfigDict({LOSSES[part]: 1.0})
-    config.parameter_rules = ((r".*", "all"),)
+    # The statistics of batch normalisation stay at 0 and 1: scale and bias do the same, and no variance turns negative.
+    config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
     config.groups = ConfigDict(
         {
             "all": {

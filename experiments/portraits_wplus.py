@@ -11,19 +11,20 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "wplus"
     config.seed = 0
-    config.num_steps = 4_000
+    config.num_steps = 2_500
     config.batch_size = 32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.clip_norm = 1.0
     config.accumulate_steps = 1
     config.ema_decay = 0.998
     config.log_every_steps = 50
-    config.validate_every_steps = 1000
-    config.checkpoint_every_steps = 1000
+    config.validate_every_steps = 500
+    config.checkpoint_every_steps = 500
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})
     config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
-    config.parameter_rules = ((r".*", "all"),)
+    # The statistics of batch normalisation stay at 0 and 1: scale and bias do the same, and no variance turns negative.
+    config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
     config.groups = ConfigDict(
         {
             "all": {

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -35,6 +36,10 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    chosen = _config_argument(argv)
+    if chosen is not None and not os.path.isfile(path := chosen.partition(":")[0]):
+        print(f"error: expected a config file at {path}, found none; see experiments/", file=sys.stderr)
+        sys.exit(2)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:
@@ -52,32 +57,48 @@ def explain_flag_error(error: Exception, argv: Sequence[str]) -> str:
     """One line for what absl or config_flags raised; for an unknown config key, with the nearest valid one."""
     config = _load_config(argv)
     if config is not None:
-        valid = list(config_keys(config))
+        valid = dict(config_items(config))
         for argument in argv[1:]:
-            match = re.match(r"--?config\.([^=]+)", argument)
-            if match and match[1] not in valid and match[1].split("[")[0] not in valid:
-                near = difflib.get_close_matches(match[1], valid, n=1, cutoff=0.0)
-                return f"unknown config key {match[1]!r}; did you mean {near[0]!r}? (--config.{near[0]}=...)"
-    return " ".join(str(error).split()) or type(error).__name__
+            match = re.fullmatch(r"--?config\.([^=]+)=(.*)", argument)
+            if match is None:
+                continue
+            key, value = match.groups()
+            if key not in valid and key.split("[")[0] not in valid:
+                near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.0)
+                return f"unknown config key {key!r}; did you mean {near[0]!r}? (--config.{near[0]}=...)"
+            if f"{key}={value}" in str(error):
+                return f"expected a value like {valid[key]!r} for --config.{key}, got {value!r}; correct it"
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # config_flags puts the whole traceback of a config file into its message; the last line says what was wrong.
+    return re.sub(r"^\w+: ", "", lines[-1]) if "Traceback" in str(error) else " ".join(" ".join(lines).split())
 
 
-def config_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every key, inner ones included."""
+def config_items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of every key, inner ones included, and their values."""
     for name, value in config.items():
-        yield prefix + name
+        yield prefix + name, value
         if isinstance(value, ConfigDict):
-            yield from config_keys(value, f"{prefix}{name}.")
+            yield from config_items(value, f"{prefix}{name}.")
 
 
-def _load_config(argv: Sequence[str]) -> Any:
-    """The config of --config=... alone, or None where that can't be loaded either."""
-    chosen = [a for a in argv if re.match(r"--?config=", a)]
-    if not chosen:
+def _config_argument(argv: Sequence[str]) -> str | None:
+    """What --config= or --config names, or None."""
+    chosen = None
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config=(.*)", argument):
+            chosen = match[1]
+        elif re.fullmatch(r"--?config", argument):
+            chosen = following
+    return chosen
+
+
+def _load_config(argv: Sequence[str]) -> ConfigDict | None:
+    """The config of the command line without its overrides, or None where it can't be loaded."""
+    chosen = _config_argument(argv)
+    if chosen is None:
         return None
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    path, _, part = chosen.partition(":")
     try:
-        values([argv[0], chosen[-1]])
-        return values.config
-    except Exception:
+        return runpy.run_path(path)["get_config"](*([part] if part else []))
+    except Exception:  # whatever a config file does; its own error is reported elsewhere
         return None

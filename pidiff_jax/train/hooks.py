@@ -53,14 +53,14 @@ class MetricsLog:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-    def history(self) -> list[dict[str, float]]:
+    def history(self) -> list[dict[str, float | int]]:
         """All reports so far; see `read_history`."""
         return read_history(self.path)
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
+def read_history(path: Path) -> list[dict[str, float | int]]:
     """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins."""
-    merged: dict[int, dict[str, float]] = {}
+    merged: dict[int, dict[str, float | int]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         entry = json.loads(line)
         merged.setdefault(entry["step"], {}).update(entry)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -99,6 +99,7 @@ class Run:
         return self.state.trainable if self.state.ema is None else self.state.ema
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Something that happens now and then during training."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import linen as nn
@@ -90,11 +90,12 @@ class Result:
 
     params: dict[str, Any]
     mesh: Mesh
-    history: list[dict[str, float]]
+    history: list[dict[str, float | int]]
     params_table: str
     facts: dict[str, Any]
 
 
+@runtime_checkable
 class Examiner(Protocol):
     """What looks at a training: pictures and scores on the way, results at the end. Called in every process."""
 

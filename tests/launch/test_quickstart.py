@@ -1,0 +1,91 @@
+"""The quickstart, end to end but shorter: it trains, draws, scores, says that it is complete, and is scored again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pidiff_jax.evaluation.metrics_file import SCORES
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "num_steps": 20, "log_every_steps": 10, "validate_every_steps": 10, "checkpoint_every_steps": 10,
+    "data.num_people": 64, "sampling.num_steps": 4, "evaluation.num_people": 16, "groups.identity.warmup_steps": 2,
+}  # fmt: skip
+
+
+def call(command: str, *arguments) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", f"launch.{command}", *map(str, arguments)]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "quickstart"
+    result = call(
+        "train",
+        "--config=experiments/quickstart.py",
+        f"--workdir={path}",
+        *(f"--config.{name}={value}" for name, value in SHORT.items()),
+    )
+    assert result.returncode == 0, result.stderr
+    (path.parent / "stdout").write_text(result.stdout)
+    return path
+
+
+@pytest.mark.slow
+def test_it_leaves_checkpoint_scores_report_pictures_and_events(workdir):
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    for name in SCORES:
+        for key in ("on", "off"):
+            interval = metrics[name][key]
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+    assert metrics["num_steps"] == 20 and metrics["seconds_training"] > 0
+    assert metrics["fingerprints"] and "jax" in metrics["versions"]
+    assert metrics["prompt_accuracy"]["off"]["mean"] > 0.5  # the shipped base obeys its captions, even in four steps
+    assert metrics["details"]["identity_similarity/photographs"]["mean"] > 0.8  # the shipped recogniser knows people
+
+    with Image.open(workdir / "samples.png") as picture:
+        assert picture.width > 8 * 190 and picture.height > 8 * 190
+        assert np.asarray(picture).std() > 30
+    report = (workdir / "report.html").read_text()
+    assert "identity similarity" in report and "http" not in report.replace("http://www.w3.org", "")
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert {"10", "20"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
+
+    history = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    validated = [entry for entry in history if "validation/identity_similarity" in entry]
+    assert [entry["step"] for entry in validated] == [10]
+
+
+@pytest.mark.slow
+def test_it_prints_the_scores_and_where_the_results_are(workdir):
+    printed = (workdir.parent / "stdout").read_text()
+    for name in (*SCORES, "samples.png", "report.html", "metrics.json", "frozen"):
+        assert name in printed
+
+
+@pytest.mark.slow
+def test_run_again_it_says_that_it_is_complete(workdir):
+    before = (workdir / "metrics.json").stat().st_mtime_ns
+    settings = [f"--config.{name}={value}" for name, value in SHORT.items()]
+    result = call("train", "--config=experiments/quickstart.py", f"--workdir={workdir}", *settings)
+    assert result.returncode == 0 and "this run is complete" in result.stdout
+    assert (workdir / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_scored_again_it_scores_the_same_and_without_identity_draws_the_base(workdir):
+    output = workdir.parent / "again"
+    result = call("evaluate", f"--workdir={workdir}", f"--output={output}")
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((path / "metrics.json").read_text()) for path in (workdir, output))
+    for name in SCORES:
+        assert first[name]["on"]["mean"] == pytest.approx(second[name]["on"]["mean"], abs=1e-5)
+    assert second["num_steps"] == 20

@@ -1,0 +1,167 @@
+"""A whole training of a tiny model: interrupted, resumed, stopped by time, refused."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from data_pipeline.sources import ArraySource
+from pidiff_jax.checkpoint.parameters import load_parameters
+from pidiff_jax.optim.rules import flatten
+from pidiff_jax.train import run
+from pidiff_jax.train.experiment import Experiment
+from tests.train.tiny_training import LOSS_WEIGHTS, NETWORK, RULES, SPECS, loss_fn, make_batch
+
+
+def make_config(**changes) -> ConfigDict:
+    config = ConfigDict(
+        {
+            "task": "tiny", "num_steps": 12, "batch_size": 8, "seed": 3, "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+            "clip_norm": 1.0, "ema_decay": 0.9, "accumulate_steps": 1, "log_every_steps": 3, "validate_every_steps": 6,
+            "checkpoint_every_steps": 4, "num_checkpoints": 2, "max_seconds": None,
+        }
+    )  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def experiment(loss=loss_fn, after=None) -> Experiment:
+    """after: called before each record is read, to interrupt a run."""
+    source = ArraySource({name: np.concatenate([array] * 5) for name, array in make_batch(0).items()})
+
+    class Interrupted(ArraySource):
+        def __getitem__(self, index):
+            if after is not None:
+                after()
+            return super().__getitem__(index)
+
+    return Experiment(
+        name="tiny",
+        params=NETWORK.init(jax.random.key(7), *map(jax.numpy.asarray, make_batch(0).values()))["params"],
+        losses=loss,
+        loss_weights=LOSS_WEIGHTS,
+        rules=RULES,
+        groups=SPECS,
+        train_source=lambda: Interrupted(source.arrays),
+        validation_source=lambda: source,
+        frozen_sources={"base": "abc"},
+    )
+
+
+@pytest.fixture
+def build(monkeypatch):
+    def use(**options):
+        monkeypatch.setattr(run, "build_experiment", lambda config: experiment(**options))
+
+    use()
+    return use
+
+
+def train(workdir, **changes):
+    run.train_experiment(make_config(**changes), workdir, started=time.perf_counter())
+
+
+def parameters(workdir):
+    return {path: np.asarray(x) for path, x in flatten(load_parameters(workdir / "checkpoints")[0]).items()}
+
+
+def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(build, tmp_path, capsys):
+    train(tmp_path / "whole")
+    reads = 0
+
+    def interrupt():
+        nonlocal reads
+        reads += 1
+        if reads > 8 * 8:
+            raise KeyboardInterrupt
+
+    build(after=interrupt)
+    with pytest.raises(BaseException):  # noqa: B017 (the loader's threads decide how it comes out)
+        train(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "complete.json").exists()
+    build()
+    train(tmp_path / "cut")
+    assert "resuming from step" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+    history = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    assert {"loss", "seconds", "grad_norm/identity"} <= history[-1].keys() | history[-2].keys()
+    seconds = [entry["seconds"] for entry in history if "seconds" in entry]
+    assert seconds == sorted(seconds)
+
+
+def test_a_complete_run_is_left_alone(build, tmp_path, capsys):
+    train(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    train(tmp_path / "run")
+    assert "this run is complete" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_a_folder_of_another_run_or_of_other_files_is_refused(build, tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other values for seed \(3 -> 4\)"):
+        train(tmp_path / "run", seed=4)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").touch()
+    with pytest.raises(ValueError, match="got other files"):
+        train(tmp_path / "photos")
+
+
+def test_out_of_time_it_stops_saves_and_can_go_on(build, tmp_path, capsys):
+    train(tmp_path / "run", max_seconds=0.0)
+    assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "complete.json").exists()
+    train(tmp_path / "run", max_seconds=None)
+    assert json.loads((tmp_path / "run" / "complete.json").read_text())["num_steps"] == 12
+    train(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(tmp_path / "whole"))
+
+
+def test_a_training_that_diverges_stops_before_it_is_saved(build, tmp_path):
+    def diverging(params, batch, key, train):
+        values, metrics = loss_fn(params, batch, key, train)
+        return {name: value * np.inf for name, value in values.items()}, metrics
+
+    build(loss=diverging)
+    with pytest.raises(FloatingPointError, match="expected a finite loss, got (nan|inf) at step 3"):
+        train(tmp_path / "run")
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_run_can_be_loaded_for_scoring(build, tmp_path):
+    train(tmp_path / "run")
+    _, result = run.load_run(make_config(), tmp_path / "run", None)
+    stored = parameters(tmp_path / "run")
+    loaded = flatten(result.params)
+    assert stored.keys() < loaded.keys()
+    assert all(np.array_equal(loaded[path], value) for path, value in stored.items())
+    assert result.facts["num_steps"] == 12 and result.facts["seconds_training"] > 0
+    assert result.history[-1]["step"] == 12
+    with pytest.raises(ValueError, match="step"):
+        run.load_run(make_config(), tmp_path / "run", 5)
+
+
+def test_examiners_are_called_at_validation_and_at_the_end(build, tmp_path):
+    calls = []
+
+    class Examiner:
+        def preview(self):
+            def preview(params):
+                calls.append("preview")
+                return {"samples": np.zeros((4, 4, 3), np.uint8)}, {"validation/identity_similarity": 0.5}
+
+            return preview
+
+        def finish(self, result):
+            calls.append(("finish", result.facts["num_steps"], sorted(result.params)))
+
+    run.train_experiment(
+        make_config(), tmp_path / "run", started=time.perf_counter(), make_examiner=lambda *_: Examiner()
+    )
+    names = sorted(NETWORK.init(jax.random.key(7), *map(jax.numpy.asarray, make_batch(0).values()))["params"])
+    assert calls == ["preview", ("finish", 12, names)]
+    lines = (tmp_path / "run" / "history.jsonl").read_text()
+    assert '"validation/identity_similarity": 0.5' in lines

@@ -1,0 +1,156 @@
+"""What each task's losses say about predictions that are right, wrong, or without a condition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pidiff_jax.diffusion.schedule import NoiseSchedule
+from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
+from pidiff_jax.models.clip import ClipText, ClipTextSpec
+from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.ir_se import IRSESpec
+from pidiff_jax.models.segmenter import Segmenter, SegmenterSpec
+from pidiff_jax.models.unet import UNet
+from pidiff_jax.train.tasks.identity import Dropout, IdentityTask, perturb_wplus
+from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask, SegmenterTask
+from pidiff_jax.train.tasks.wplus import jitter_colours, warp_shape
+from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
+
+KEY = jax.random.key(0)
+BACKBONE = IRSESpec(units=(1, 1, 1, 1), widths=(4, 4, 6, 6))
+BATCH, LAYERS, WPLUS_DIM = 4, 6, 5
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), np.uint8)
+
+
+def test_the_recogniser_prefers_pictures_of_one_person_to_pictures_of_two(pixels):
+    network = ArcFace(ArcFaceSpec(backbone=BACKBONE, embedding_dim=8, input_size=32, pooling="gap"))
+    params = {"recogniser": network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]}
+    task = RecogniserTask(network)
+    right, metrics = task.losses(params, {"pixels": pixels, "other_pixels": pixels}, KEY, train=False)
+    wrong, _ = task.losses(params, {"pixels": pixels, "other_pixels": np.roll(pixels, 1, 0)}, KEY, train=False)
+    assert right["contrastive"].shape == (BATCH,) and metrics["accuracy"] == 1.0
+    assert right["contrastive"].mean() < wrong["contrastive"].mean()
+
+
+def test_the_scene_classifier_sums_a_cross_entropy_over_the_attributes(pixels):
+    network = ArcFace(ArcFaceSpec(backbone=BACKBONE, embedding_dim=5, input_size=32, pooling="gap"))
+    params = {"scenes": network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]}
+    scene = np.array([[0, 2], [1, 1], [0, 0], [1, 2]], np.int32)
+    values, metrics = SceneTask(network, (2, 3)).losses(params, {"pixels": pixels, "scene": scene}, KEY, train=False)
+    logits = np.asarray(network.apply({"params": params["scenes"]}, pixels / 127.5 - 1.0, method="logits"))
+    first, second = jax.nn.log_softmax(logits[:, :2]), jax.nn.log_softmax(logits[:, 2:])
+    rows = np.arange(BATCH)
+    np.testing.assert_allclose(
+        values["classification"], -first[rows, scene[:, 0]] - second[rows, scene[:, 1]], rtol=1e-5
+    )
+    assert 0.0 <= float(metrics["accuracy"]) <= 1.0
+
+
+def test_the_segmenter_is_scored_by_the_overlap_of_its_mask(pixels):
+    network = Segmenter(SegmenterSpec(backbone=BACKBONE, width=4))
+    params = network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]
+    logits = network.apply({"params": params}, pixels / 127.5 - 1.0)
+    scale = 32 // logits.shape[1]
+    own = (np.asarray(logits) > 0).repeat(scale, 1).repeat(scale, 2).astype(np.uint8) * 255
+    task = SegmenterTask(network)
+    same, metrics = task.losses({"segmenter": params}, {"pixels": pixels, "head_mask": own}, KEY, train=False)
+    opposite, wrong = task.losses({"segmenter": params}, {"pixels": pixels, "head_mask": 255 - own}, KEY, train=False)
+    assert metrics["iou"] == 1.0 and wrong["iou"] == 0.0
+    assert same["segmentation"].shape == (BATCH,)
+    assert (same["segmentation"] < opposite["segmentation"]).all()
+
+
+def test_colours_and_shapes_are_changed_apart(pixels):
+    x = jnp.asarray(pixels / 127.5 - 1.0, jnp.float32)
+    grey = jnp.broadcast_to(x[:, :, :1].mean((1, 2, 3), keepdims=True), x.shape)
+    np.testing.assert_allclose(warp_shape(grey, KEY), grey, atol=1e-5)
+    uniform = jitter_colours(grey, KEY)
+    assert float(uniform.std((1, 2)).max()) < 1e-5
+    assert float(jnp.abs(uniform - grey).max()) > 0.05
+    assert float(jnp.abs(warp_shape(x, KEY) - x).mean()) > 0.05
+
+
+def test_dropout_takes_text_or_identity_or_both_at_the_given_rates():
+    no_text, no_identity = Dropout(text=0.2, identity=0.1, both=0.05).sample(KEY, 20_000)
+    rates = {
+        "text": float((no_text & ~no_identity).mean()),
+        "identity": float((no_identity & ~no_text).mean()),
+        "both": float((no_identity & no_text).mean()),
+    }
+    assert rates == pytest.approx({"text": 0.2, "identity": 0.1, "both": 0.05}, abs=0.01)
+
+
+def test_a_perturbed_code_is_another_one_and_comes_from_the_batch():
+    codes = jax.random.normal(KEY, (BATCH, LAYERS, WPLUS_DIM))
+    other = perturb_wplus(codes, KEY)
+    assert float(jnp.abs(other - codes).mean((1, 2)).min()) > 0.1
+    same = jnp.broadcast_to(codes[:1], codes.shape)
+    np.testing.assert_allclose(perturb_wplus(same, KEY), same, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def identity():
+    """Modules, parameters and a batch of the identity training, in the smallest form."""
+    unet = UNet(tiny_spec())
+    text = ClipText(
+        ClipTextSpec(vocab_size=11, width=CONTEXT_DIM, num_layers=1, num_heads=2, mlp_width=16, max_length=5)
+    )
+    mapper = IdentityMapper(MapperSpec(groups=((0, 2), (2, LAYERS)), wplus_dim=WPLUS_DIM, token_dim=TOKEN_DIM))
+    latents = jnp.zeros((1, 8, 8, unet.spec.in_channels))
+    shapes = {
+        "unet": jax.eval_shape(
+            unet.init, KEY, latents, jnp.zeros((1,)), jnp.zeros((1, 5, CONTEXT_DIM)), jnp.zeros((1, 2, TOKEN_DIM))
+        )["params"],
+        "text_encoder": jax.eval_shape(text.init, KEY, jnp.zeros((1, 5), jnp.int32))["params"],
+        "mapper": jax.eval_shape(mapper.init, KEY, jnp.zeros((1, LAYERS, WPLUS_DIM)))["params"],
+    }
+    from flax import linen as nn
+
+    rng = np.random.default_rng(0)
+    shape = (BATCH, 8, 8, unet.spec.in_channels)
+    batch = {
+        "latent_mean": rng.normal(size=shape).astype(np.float32),
+        "latent_log_variance": np.full(shape, -4.0, np.float32),
+        "wplus": rng.normal(size=(BATCH, LAYERS, WPLUS_DIM)).astype(np.float32),
+        "text_ids": rng.integers(0, 10, (BATCH, 5)).astype(np.int32),
+        "face_mask": np.concatenate([np.ones((BATCH, 8, 4)), np.zeros((BATCH, 8, 4))], -1).astype(np.float32),
+        "person_id": np.arange(BATCH, dtype=np.int32),
+    }
+    modules = (unet, text, mapper, NoiseSchedule.cosine(100), "v", 1.0, (9, 10, 10, 10, 10))
+    return modules, random_params(nn.meta.unbox(shapes)), batch
+
+
+def losses(identity, train=False, params=None, **options):
+    modules, own, batch = identity
+    task = IdentityTask(*modules, **options)
+    compute = jax.jit(task.losses, static_argnames="train", compiler_options={"xla_backend_optimization_level": 0})
+    return compute(params or own, batch, KEY, train=train)[0]
+
+
+def test_only_active_losses_are_computed_and_all_are_one_value_per_example(identity):
+    names = ("denoising", "localisation", "preserve", "disentangle")
+    values = losses(identity, active_losses=names)
+    assert sorted(values) == sorted(names)
+    assert all(value.shape == (BATCH,) and np.isfinite(value).all() for value in values.values())
+    assert sorted(losses(identity)) == ["denoising"]
+
+
+def test_without_identity_the_preserve_loss_is_zero_and_the_localisation_is_not_asked_for(identity):
+    silent = {**identity[1], "mapper": jax.tree.map(np.zeros_like, identity[1]["mapper"])}
+    values = losses(identity, params=silent, active_losses=("denoising", "preserve"))
+    np.testing.assert_allclose(values["preserve"], 0.0, atol=1e-6)
+    dropped = losses(identity, train=True, active_losses=("denoising", "localisation"), dropout=Dropout(0.0, 1.0, 0.0))
+    np.testing.assert_array_equal(dropped["localisation"], 0.0)
+
+
+def test_with_background_weight_zero_only_the_face_counts(identity):
+    modules, params, batch = identity
+    whole, face = losses(identity), losses(identity, background_weight=0.0)
+    assert not np.allclose(whole["denoising"], face["denoising"])
+    everywhere = (modules, params, {**batch, "face_mask": np.ones_like(batch["face_mask"])})
+    np.testing.assert_allclose(losses(everywhere, background_weight=0.0)["denoising"], whole["denoising"], rtol=1e-4)
