@@ -22,7 +22,7 @@ PREDICTION_TYPE = "v"
 NUM_WPLUS_LAYERS, WPLUS_DIM, TOKEN_DIM = 10, 64, 64
 
 VAE = VAESpec(
-    block_out_channels=(96,), layers_per_block=1, latent_channels=8, norm_num_groups=16, scaling_factor=1.0,
+    block_out_channels=(96,), layers_per_block=1, latent_channels=8, norm_num_groups=16, scaling_factor=0.72,
     patch_size=4, mid_attention=False,
 )  # fmt: skip
 

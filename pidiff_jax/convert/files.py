@@ -66,6 +66,8 @@ def write_safetensors(
         save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
+        draft.with_suffix(".mode").touch()  # made with the user's own mask; safetensors lets nobody else read
+        draft.chmod(draft.with_suffix(".mode").stat().st_mode)
         try:
             os.link(draft, path)  # unlike a rename, fails if another process has made the file meanwhile
         except FileExistsError:
