@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "wplus"
     config.seed = 0
-    config.num_steps = 2_500
+    config.num_steps = 1_500
     config.batch_size = 32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.clip_norm = 1.0

@@ -42,7 +42,7 @@ def text_spec(vocab_size: int) -> ClipTextSpec:
 def unet_spec(identity: IdentityAttentionSpec | None = None) -> UNetSpec:
     """The latent diffusion UNet, 16x16 latents of 8 channels."""
     return UNetSpec(
-        in_channels=VAE.latent_channels, out_channels=VAE.latent_channels, block_out_channels=(64, 112, 160),
+        in_channels=VAE.latent_channels, out_channels=VAE.latent_channels, block_out_channels=(64, 96, 112),
         layers_per_block=1, down_attention=(True, True, False), num_heads=(4, 4, 4), cross_attention_dim=TOKEN_DIM,
         norm_num_groups=16, identity=identity,
     )  # fmt: skip

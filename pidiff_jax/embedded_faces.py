@@ -13,12 +13,12 @@ from pidiff_jax.models.segmenter import SegmenterSpec
 from pidiff_jax.models.stylegan2 import StyleGan2Spec
 
 ENCODER = E4eSpec(
-    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 64, 96)), num_layers=NUM_WPLUS_LAYERS, wplus_dim=WPLUS_DIM,
-    input_size=RESOLUTION_PX, style_width=64,
+    backbone=IRSESpec(units=(1, 1, 2, 1), widths=(16, 32, 64, 96)), num_layers=NUM_WPLUS_LAYERS, wplus_dim=WPLUS_DIM,
+    input_size=RESOLUTION_PX, style_width=48,
 )  # fmt: skip
 STYLEGAN2 = StyleGan2Spec(size=RESOLUTION_PX, style_dim=WPLUS_DIM, channels=(96, 96, 64, 48, 32))
 RECOGNISER = ArcFaceSpec(
-    backbone=IRSESpec(units=(1, 2, 2, 1), widths=(24, 48, 80, 112)),
+    backbone=IRSESpec(units=(1, 1, 2, 1), widths=(16, 32, 64, 96)),
     embedding_dim=64,
     input_size=RESOLUTION_PX,
     pooling="gap",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data_pipeline.prepare.encode import Encoders, Photograph, write_photographs
@@ -118,6 +119,10 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     assert sorted(whole) == [1, 2, 3, 4]
     assert all(np.isfinite(entry["loss"]) for entry in whole.values())
     assert "validation/denoising" in whole[4] or "validation/loss" in whole[4]
+
+    with Image.open(run / "samples.png") as picture:  # reference, with, without, attention: for both people of the records
+        assert picture.width > 4 * 190 and picture.height > 2 * 190
+    assert "has no judges" in (run / "report.html").read_text() and not (run / "metrics.json").exists()
 
     (run / "complete.json").unlink()  # what a run leaves that was killed after step 2
     shutil.rmtree(run / "checkpoints" / "4")
