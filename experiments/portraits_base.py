@@ -36,7 +36,7 @@ def get_config(part: str = "unet") -> ConfigDict:
         learning_rate = 2e-3
     else:
         config.task = "text_to_image"
-        config.num_steps = 16_000
+        config.num_steps = 10_000
         config.batch_size = 16
         config.ema_decay = 0.999
         config.base = ConfigDict({"path": ""})  # folder of vae.safetensors; empty: the shipped one

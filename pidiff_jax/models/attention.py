@@ -19,6 +19,9 @@ Implementation = Literal["plain", "chunked", "cudnn", "pallas"]
 
 # Above this many query-key pairs per head the matrix of weights isn't kept in memory.
 _MAX_PLAIN_PAIRS = 512 * 512
+# XLA's CPU compiler fuses the plain formula into one slow kernel where there are more keys than this: eight times slower
+# than the loop at 256 x 256, and even with it at 64 x 64.
+_MAX_PLAIN_KEYS_CPU = 128
 _QUERY_CHUNK = 256
 _LANES = 128
 # The mesh axis that heads are split over; samples are split over all others.
@@ -73,7 +76,7 @@ def choose_implementation(
         return "plain"
     if platform == "gpu" and half and head_width % 8 == 0 and head_width <= 128:
         return "cudnn"
-    if num_queries * num_keys <= _MAX_PLAIN_PAIRS:
+    if num_queries * num_keys <= _MAX_PLAIN_PAIRS and (platform != "cpu" or num_keys <= _MAX_PLAIN_KEYS_CPU):
         return "plain"
     whole_blocks = num_queries % _LANES == 0 and num_keys % _LANES == 0
     if platform == "tpu" and whole_blocks and (head_width <= _LANES or head_width % _LANES == 0):

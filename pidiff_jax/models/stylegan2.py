@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pidiff_jax.models.e4e import EqualLinear
 
-_FIR = (1.0, 3.0, 3.0, 1.0)
+FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 _EPSILON = 1e-8
 
 
@@ -107,23 +108,40 @@ class ModulatedConv(nn.Module):
         kernel = self.param("kernel", nn.with_logical_partitioning(nn.initializers.normal(1.0), axes), shape)
         kernel = kernel / math.sqrt(x.shape[-1] * self.kernel_size**2)
         scale = EqualLinear(x.shape[-1], initial_bias=1.0, name="modulation")(style)
-        y = _convolve(x * scale[:, None, None], kernel, self.upsample)
+        y = (_convolve_upsampling if self.upsample else _convolve)(x * scale[:, None, None], kernel)
         if not self.demodulate:
             return y
         power = jnp.square(scale) @ jnp.square(kernel).sum((0, 1))
         return y * jax.lax.rsqrt(power + _EPSILON)[:, None, None]
 
 
-def _convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"], upsample: bool) -> Float[Array, "b h2 w2 f"]:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    if not upsample:
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
-    # A transposed convolution of stride 2 (kernel flipped), then the low-pass filter against its checkerboard.
-    pad = (kernel.shape[0] - 1,) * 2
-    y = jax.lax.conv_general_dilated(
-        x, kernel[::-1, ::-1], (1, 1), (pad, pad), lhs_dilation=(2, 2), dimension_numbers=numbers
-    )
-    return filter_fir(y, (1, 1))
+def _convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h w f"]:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_upsampling(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "b h2 w2 f"]:
+    """A transposed convolution of stride 2, then the low-pass filter against its checkerboard; both in one convolution.
+
+    Kernel and filter make one of 6x6, of which every second row and column meets a pixel, the others meet the zeros
+    between them: so each of the four kinds of output pixel is a 3x3 convolution of the small picture. The filter costs nothing.
+    """
+    b, h, w, c = x.shape
+    taps = _upsampling_taps()
+    kernels = jnp.einsum("pak,qbl,klcf->abcpqf", taps, taps, kernel).reshape(3, 3, c, -1)
+    y = _convolve(x, kernels).reshape(b, h, w, 2, 2, -1)
+    return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
+
+
+def _upsampling_taps() -> Float[np.ndarray, "2 3 3"]:
+    """What the kernel's element k (last axis) adds to tap a of output pixels of the even and the odd kind."""
+    taps = np.zeros((2, 3, 3), np.float32)
+    for parity in range(2):
+        for tap in range(3):
+            shift = 2 * tap - 1 - parity  # of the 6-tap kernel, whose taps reach from -2 to 3
+            for k in range(3):
+                if 0 <= shift + k < len(FIR_TAPS):
+                    taps[parity, tap, k] = 2.0 * FIR_TAPS[shift + k] / sum(FIR_TAPS)
+    return taps
 
 
 class StyledConv(nn.Module):
@@ -168,7 +186,7 @@ def upsample_fir(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 def filter_fir(x: Float[Array, "b h w c"], padding: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
     """The [1, 3, 3, 1] low-pass filter of gain 2 per direction, as shifted sums: faster than a depthwise convolution."""
-    taps = [2.0 * tap / sum(_FIR) for tap in _FIR]
+    taps = [2.0 * tap / sum(FIR_TAPS) for tap in FIR_TAPS]
     for axis in (1, 2):
         pads = [(0, 0)] * 4
         pads[axis] = padding
