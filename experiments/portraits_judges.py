@@ -30,7 +30,7 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
     config.losses = ConfigDict({LOSSES[part]: 1.0})
-    # The statistics of batch normalisation stay at 0 and 1: scale and bias do the same, and no variance turns negative.
+    # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
     config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
     config.groups = ConfigDict(
         {

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})
     config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
-    # The statistics of batch normalisation stay at 0 and 1: scale and bias do the same, and no variance turns negative.
+    # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
     config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
     config.groups = ConfigDict(
         {

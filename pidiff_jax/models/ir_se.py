@@ -1,10 +1,13 @@
 """IR-SE: the residual network with squeeze-and-excitation that both ArcFace and e4e are built on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from jaxtyping import Array, Float
 
 from pidiff_jax.models.layers import Conv
@@ -22,7 +25,7 @@ class IRSESpec:
 class BatchNorm(nn.Module):
     """Batch normalisation in inference form: the statistics are parameters, and nothing here updates them.
 
-    Freshly initialised it is a per-channel scale and shift, so small networks can be trained without batch statistics.
+    Freshly initialised it is a per-channel scale and shift; `calibrate` gives a fresh network statistics.
     """
 
     epsilon: float = 1e-5
@@ -37,6 +40,30 @@ class BatchNorm(nn.Module):
         scale, bias = param("scale", self.initial_scale), param("bias", 0.0)
         mean, var = param("mean", 0.0), param("var", 1.0)
         return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+
+
+def calibrate(network: nn.Module, params: dict[str, Any], pixels: Float[Array, "b h w 3"]) -> dict[str, Any]:
+    """Sets the statistics of every `BatchNorm` in a fresh network to those of its input for these pictures.
+
+    So every layer starts with normalised features, as under batch normalisation, and training is much faster than from
+    statistics of 0 and 1 (Salimans and Kingma 2016, arXiv 1602.07868, section 3). Returns new parameters.
+    """
+    flat = traverse_util.flatten_dict(params)
+
+    def normalise(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Array:
+        if isinstance(context.module, BatchNorm):
+            axes = tuple(range(args[0].ndim - 1))
+            for name, value in (("mean", args[0].mean(axes)), ("var", args[0].var(axes))):
+                path = (*context.module.path, name)
+                flat[path] = flat[path].replace_boxed(value) if isinstance(flat[path], nn.Partitioned) else value
+            scale, bias = (nn.meta.unbox(flat[(*context.module.path, name)]) for name in ("scale", "bias"))
+            x = (args[0] - args[0].mean(axes)) * jax.lax.rsqrt(args[0].var(axes) + context.module.epsilon)
+            return x * scale + bias
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(normalise):
+        network.apply({"params": params}, pixels)
+    return traverse_util.unflatten_dict(flat)
 
 
 class PReLU(nn.Module):

@@ -120,7 +120,7 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     assert all(np.isfinite(entry["loss"]) for entry in whole.values())
     assert "validation/denoising" in whole[4] or "validation/loss" in whole[4]
 
-    with Image.open(run / "samples.png") as picture:  # reference, with, without, attention: for both people of the records
+    with Image.open(run / "samples.png") as picture:
         assert picture.width > 4 * 190 and picture.height > 2 * 190
     assert "has no judges" in (run / "report.html").read_text() and not (run / "metrics.json").exists()
 
