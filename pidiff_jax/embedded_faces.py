@@ -21,12 +21,11 @@ RECOGNISER = ArcFaceSpec(
     backbone=IRSESpec(units=(1, 1, 2, 1), widths=(16, 32, 64, 96)),
     embedding_dim=64,
     input_size=RESOLUTION_PX,
-    pooling="gap",
 )
 
 
 def scene_spec(num_logits: int) -> ArcFaceSpec:
-    """The scene classifier: the recogniser's layout, giving logits."""
+    """The scene classifier: a backbone like the recogniser's, pooled over all positions, giving logits."""
     return ArcFaceSpec(
         backbone=IRSESpec(units=(1, 1, 1, 1), widths=(16, 32, 48, 64)), embedding_dim=num_logits, input_size=RESOLUTION_PX,
         pooling="gap",

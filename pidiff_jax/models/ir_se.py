@@ -50,7 +50,7 @@ def calibrate(network: nn.Module, params: dict[str, Any], pixels: Float[Array, "
     """
     flat = traverse_util.flatten_dict(params)
 
-    def normalise(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Array:
+    def normalise(call: Callable, args: tuple, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, BatchNorm):
             axes = tuple(range(args[0].ndim - 1))
             for name, value in (("mean", args[0].mean(axes)), ("var", args[0].var(axes))):
