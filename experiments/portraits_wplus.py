@@ -24,17 +24,18 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})
     config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
-    config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
-    config.groups = ConfigDict(
-        {
-            "all": {
-                "learning_rate": 2e-3,
-                "weight_decay": 0.0,
-                "b2": 0.99,
-                "schedule": "linear",
-                "warmup_steps": 200,
-                "decay_fraction": 0.35,
-            }
-        }
+    # Equalised layers keep weights of unit size and scale them when they are used, so they need larger steps.
+    config.parameter_rules = (
+        (r"/(mean|var)$", "frozen"),
+        (r"^synthesis/|/linear/", "equalised"),
+        (r".*", "plain"),
     )
+    adam = {
+        "weight_decay": 0.0,
+        "b2": 0.99,
+        "schedule": "linear",
+        "warmup_steps": 100,
+        "decay_fraction": 0.4,
+    }
+    config.groups = ConfigDict({"equalised": {"learning_rate": 1e-2, **adam}, "plain": {"learning_rate": 2e-3, **adam}})
     return config

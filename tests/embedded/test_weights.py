@@ -16,6 +16,9 @@ from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.optim.rules import flatten
 from pidiff_jax.train.build_portraits import components, init_autoencoder
 
+pytestmark = pytest.mark.skipif(
+    not (embedded.WEIGHTS / "base.safetensors").is_file(), reason="the embedded base model is still being trained"
+)
 PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))
 WPLUS = (embedded.NUM_WPLUS_LAYERS, embedded.WPLUS_DIM)
 
