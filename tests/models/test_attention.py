@@ -63,7 +63,8 @@ def test_a_sink_is_a_key_with_logit_zero():
 
 def test_the_choice_follows_platform_and_shape():
     choose = choose_implementation
-    assert choose("cpu", 256, 256, 40, jnp.float32, False) == "plain"
+    assert choose("cpu", 1024, 77, 40, jnp.float32, False) == "plain"
+    assert choose("cpu", 256, 256, 40, jnp.float32, False) == "chunked"
     assert choose("cpu", 4096, 4096, 40, jnp.float32, False) == "chunked"
     assert choose("gpu", 4096, 4096, 40, jnp.bfloat16, False) == "cudnn"
     assert choose("gpu", 4096, 4096, 160, jnp.bfloat16, False) == "chunked"
@@ -71,6 +72,7 @@ def test_the_choice_follows_platform_and_shape():
     assert choose("tpu", 4096, 4096, 40, jnp.bfloat16, False) == "pallas"
     assert choose("tpu", 4096, 4096, 160, jnp.bfloat16, False) == "chunked"
     assert choose("tpu", 4000, 4000, 40, jnp.bfloat16, False) == "chunked"
+    assert choose("gpu", 256, 256, 40, jnp.float32, False) == "plain"
     assert choose("tpu", 256, 77, 40, jnp.bfloat16, False) == "plain"
 
 

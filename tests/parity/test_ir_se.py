@@ -14,7 +14,7 @@ from pidiff_jax.convert.ir_se import (
     arcface_to_pytorch,
     load_arcface_checkpoint,
 )
-from pidiff_jax.embedded_faces import RECOGNISER
+from pidiff_jax.embedded_faces import RECOGNISER, scene_spec
 from pidiff_jax.models import ir_se
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
 from pidiff_jax.models.ir_se import IRSE, IRSESpec
@@ -110,9 +110,10 @@ def test_there_and_back_is_bit_exact(model, params):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
-def test_the_embedded_recogniser_has_a_table_too():
-    names = {entry.foreign for entry in arcface_table(RECOGNISER)}
-    assert "output_layer.3.weight" in names and "output_layer.4.weight" not in names
+def test_embedded_networks_have_tables_too():
+    assert "output_layer.4.weight" in {entry.foreign for entry in arcface_table(RECOGNISER)}
+    pooled = {entry.foreign for entry in arcface_table(scene_spec(22))}
+    assert "output_layer.3.weight" in pooled and "output_layer.4.weight" not in pooled
 
 
 def test_files_are_read_and_misfits_named(tmp_path, model, params):

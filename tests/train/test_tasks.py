@@ -24,7 +24,7 @@ BATCH, LAYERS, WPLUS_DIM = 4, 6, 5
 
 @pytest.fixture(scope="module")
 def pixels():
-    return np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), np.uint8)
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), np.uint8))
 
 
 def test_the_recogniser_prefers_pictures_of_one_person_to_pictures_of_two(pixels):
@@ -32,7 +32,7 @@ def test_the_recogniser_prefers_pictures_of_one_person_to_pictures_of_two(pixels
     params = {"recogniser": network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]}
     task = RecogniserTask(network)
     right, metrics = task.losses(params, {"pixels": pixels, "other_pixels": pixels}, KEY, train=False)
-    wrong, _ = task.losses(params, {"pixels": pixels, "other_pixels": np.roll(pixels, 1, 0)}, KEY, train=False)
+    wrong, _ = task.losses(params, {"pixels": pixels, "other_pixels": jnp.roll(pixels, 1, 0)}, KEY, train=False)
     assert right["contrastive"].shape == (BATCH,) and metrics["accuracy"] == 1.0
     assert right["contrastive"].mean() < wrong["contrastive"].mean()
 
@@ -40,7 +40,7 @@ def test_the_recogniser_prefers_pictures_of_one_person_to_pictures_of_two(pixels
 def test_the_scene_classifier_sums_a_cross_entropy_over_the_attributes(pixels):
     network = ArcFace(ArcFaceSpec(backbone=BACKBONE, embedding_dim=5, input_size=32, pooling="gap"))
     params = {"scenes": network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]}
-    scene = np.array([[0, 2], [1, 1], [0, 0], [1, 2]], np.int32)
+    scene = jnp.array([[0, 2], [1, 1], [0, 0], [1, 2]], jnp.int32)
     values, metrics = SceneTask(network, (2, 3)).losses(params, {"pixels": pixels, "scene": scene}, KEY, train=False)
     logits = np.asarray(network.apply({"params": params["scenes"]}, pixels / 127.5 - 1.0, method="logits"))
     first, second = jax.nn.log_softmax(logits[:, :2]), jax.nn.log_softmax(logits[:, 2:])
@@ -56,7 +56,7 @@ def test_the_segmenter_is_scored_by_the_overlap_of_its_mask(pixels):
     params = network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]
     logits = network.apply({"params": params}, pixels / 127.5 - 1.0)
     scale = 32 // logits.shape[1]
-    own = (np.asarray(logits) > 0).repeat(scale, 1).repeat(scale, 2).astype(np.uint8) * 255
+    own = (logits > 0).repeat(scale, 1).repeat(scale, 2).astype(jnp.uint8) * 255
     task = SegmenterTask(network)
     same, metrics = task.losses({"segmenter": params}, {"pixels": pixels, "head_mask": own}, KEY, train=False)
     opposite, wrong = task.losses({"segmenter": params}, {"pixels": pixels, "head_mask": 255 - own}, KEY, train=False)
@@ -66,7 +66,7 @@ def test_the_segmenter_is_scored_by_the_overlap_of_its_mask(pixels):
 
 
 def test_colours_and_shapes_are_changed_apart(pixels):
-    x = jnp.asarray(pixels / 127.5 - 1.0, jnp.float32)
+    x = pixels / 127.5 - 1.0
     grey = jnp.broadcast_to(x[:, :, :1].mean((1, 2, 3), keepdims=True), x.shape)
     np.testing.assert_allclose(warp_shape(grey, KEY), grey, atol=1e-5)
     uniform = jitter_colours(grey, KEY)
