@@ -41,6 +41,14 @@ class LoopSettings:
     num_checkpoints: int = 2
     max_seconds: float | None = None
 
+    def __post_init__(self):
+        names = ("num_steps", "batch_size", "accumulate_steps", "log_every_steps", "validate_every_steps",
+                 "checkpoint_every_steps", "num_checkpoints")  # fmt: skip
+        if small := [name for name in names if getattr(self, name) < 1]:
+            raise ValueError(
+                f"expected config.{small[0]} of at least 1, got {getattr(self, small[0])}; correct the config"
+            )
+
 
 class Run:
     """A training that has been set up: parameters placed on the mesh, step compiled, data opened."""

@@ -43,8 +43,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> bool:
-    """Makes the folder of a run, or checks that it belongs to the same config; returns whether the run is complete.
+def check_workdir(workdir: Path, config: ConfigDict) -> bool:
+    """Checks that the folder of a run is free or belongs to the same config; returns whether the run is complete.
 
     Raises:
         ValueError: the folder holds another run, or files that are no run.
@@ -62,11 +62,17 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> bool:
         raise ValueError(
             f"expected an empty folder or one of an earlier run at {workdir}, got other files; choose another --workdir"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "config.json.tmp"
-    partial.write_text(json.dumps(wanted, indent=2))
-    partial.rename(stored)
     return False
+
+
+def _claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder of a run, unless it is there."""
+    stored = workdir / "config.json"
+    if not stored.is_file():
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = workdir / "config.json.tmp"
+        partial.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2))
+        partial.rename(stored)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -118,11 +124,12 @@ def train_experiment(
     started: `time.perf_counter()` at the start of the program.
     make_examiner: None draws and scores nothing; validation losses are logged in any case.
     """
-    if claim_workdir(workdir, config):
+    if check_workdir(workdir, config):
         print(f"{workdir}: this run is complete; its results are there. Choose another --workdir to train again.")
         return
     experiment, settings = build_experiment(config), loop_settings(config)
     run = Run(experiment, settings)
+    _claim_workdir(workdir, config)  # only now: what can't be built leaves no folder that refuses the corrected config
     manager = open_checkpoints(workdir, config, experiment, settings)
     restored = manager.restore_latest(run.state)
     if restored is not None:

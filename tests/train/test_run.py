@@ -110,6 +110,12 @@ def test_a_folder_of_another_run_or_of_other_files_is_refused(build, tmp_path):
         train(tmp_path / "photos")
 
 
+def test_what_cannot_be_built_leaves_no_folder(build, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.log_every_steps of at least 1, got 0"):
+        train(tmp_path / "run", log_every_steps=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_out_of_time_it_stops_saves_and_can_go_on(build, tmp_path, capsys):
     train(tmp_path / "run", max_seconds=0.0)
     assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
