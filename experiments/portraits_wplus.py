@@ -11,8 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "wplus"
     config.seed = 0
-    config.num_steps = 1_500
-    config.batch_size = 32
+    config.num_steps = 3_000
+    config.batch_size = 16
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.clip_norm = 1.0
     config.accumulate_steps = 1
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
         "b2": 0.99,
         "schedule": "linear",
         "warmup_steps": 100,
-        "decay_fraction": 0.4,
+        "decay_fraction": 0.5,
     }
-    config.groups = ConfigDict({"equalised": {"learning_rate": 1e-2, **adam}, "plain": {"learning_rate": 2e-3, **adam}})
+    config.groups = ConfigDict({"equalised": {"learning_rate": 3e-2, **adam}, "plain": {"learning_rate": 2e-3, **adam}})
     return config

@@ -4,10 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flax import linen as nn
+from jax.sharding import Mesh
+
 from data_pipeline.sources import Source
 from pidiff_jax.optim.groups import GroupSpec
-from pidiff_jax.optim.rules import ParameterRule
+from pidiff_jax.optim.rules import ParameterRule, assign_groups, describe_parameters, split
 from pidiff_jax.pipeline import Components
+from pidiff_jax.sharding.rules import infer_shardings
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,26 @@ class Experiment:
     frozen_sources: Mapping[str, str] = field(default_factory=dict)
     components: Components | None = None
     extra_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """An experiment's parameters, still on the host, in a trainable and a frozen part; with where each leaf belongs.
+
+    groups: for every leaf the name of its parameter group, as a tree. table: the groups in words, printed before training.
+    """
+
+    trainable: Any
+    frozen: Any
+    trainable_shardings: Any
+    frozen_shardings: Any
+    groups: dict[str, Any]
+    table: str
+
+
+def partition(experiment: Experiment, mesh: Mesh) -> Partition:
+    """Splits the parameters by the experiment's rules and lays them out on the mesh."""
+    params = nn.meta.unbox(experiment.params)
+    groups = assign_groups(experiment.rules, params)
+    parts, shardings = split(params, groups), split(infer_shardings(experiment.params, mesh), groups)
+    return Partition(*parts, *shardings, groups, describe_parameters(groups, params))

@@ -7,15 +7,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from flax import linen as nn
 from tqdm import tqdm
 
 from data_pipeline.loader import make_loader
 from pidiff_jax.optim.groups import make_optimizer
-from pidiff_jax.optim.rules import assign_groups, describe_parameters, split
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import infer_shardings, place, shard_batch
-from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.sharding.rules import place, shard_batch
+from pidiff_jax.train.experiment import Experiment, partition
 from pidiff_jax.train.state import TrainState, init_state
 from pidiff_jax.train.step import compile_train_step, make_train_step
 
@@ -56,18 +54,15 @@ class Run:
     def __init__(self, experiment: Experiment, settings: LoopSettings):
         self.experiment, self.settings = experiment, settings
         self.mesh = make_mesh(settings.mesh)
-        groups = assign_groups(experiment.rules, nn.meta.unbox(experiment.params))
-        shardings = infer_shardings(experiment.params, self.mesh)
-        self.params_table = describe_parameters(groups, nn.meta.unbox(experiment.params))
-        self.optimizer = make_optimizer(groups, experiment.groups, settings.num_steps, settings.clip_norm)
-        trainable, frozen = split(nn.meta.unbox(experiment.params), groups)
-        trainable_shardings, frozen_shardings = split(shardings, groups)
-        self.frozen = place(frozen, frozen_shardings)
+        parts = partition(experiment, self.mesh)
+        self.params_table = parts.table
+        self.optimizer = make_optimizer(parts.groups, experiment.groups, settings.num_steps, settings.clip_norm)
+        self.frozen = place(parts.frozen, parts.frozen_shardings)
         self.state = init_state(
-            place(trainable, trainable_shardings),
+            place(parts.trainable, parts.trainable_shardings),
             self.optimizer,
             ema=settings.ema_decay is not None,
-            shardings=trainable_shardings,
+            shardings=parts.trainable_shardings,
         )
         self.train_source = experiment.train_source()
         self.loader = make_loader(

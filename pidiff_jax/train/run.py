@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.embedded import save_weights
-from pidiff_jax.optim.rules import assign_groups, describe_parameters, flatten, listing, merge, split
+from pidiff_jax.optim.rules import flatten, listing, merge
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import infer_shardings, place
+from pidiff_jax.sharding.rules import place
 from pidiff_jax.train.build import build_experiment, loop_settings
-from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.train.experiment import Experiment, partition
 from pidiff_jax.train.hooks import Checkpoints, MetricsLog, Preview, Previews, Validation, read_history
 from pidiff_jax.train.loop import Hook, LoopSettings, Run, train
 
@@ -169,25 +168,22 @@ def load_run(config: ConfigDict, workdir: Path, step: int | None = None) -> tupl
     """
     experiment = build_experiment(config)
     mesh = make_mesh(dict(config.mesh))
-    plain = nn.meta.unbox(experiment.params)
-    groups = assign_groups(experiment.rules, plain)
-    shardings, frozen_shardings = split(infer_shardings(experiment.params, mesh), groups)
-    trainable, frozen = split(plain, groups)
+    parts = partition(experiment, mesh)
     stored, metadata = load_parameters(workdir / "checkpoints", step=step)
     if metadata["frozen"] != dict(experiment.frozen_sources):
         raise ValueError(
             f"expected the base model that {workdir} was trained on ({metadata['frozen']}), got "
             f"{dict(experiment.frozen_sources)}; point config.base at the right one"
         )
-    if flatten(stored).keys() != flatten(trainable).keys():
-        different = sorted(flatten(stored).keys() ^ flatten(trainable).keys())
+    if flatten(stored).keys() != flatten(parts.trainable).keys():
+        different = sorted(flatten(stored).keys() ^ flatten(parts.trainable).keys())
         raise ValueError(f"expected the parameters that the config trains, got differences at {listing(different)}")
     history = read_history(workdir / "history.jsonl")
     seconds = [entry["seconds"] for entry in history if "seconds" in entry and entry["step"] <= metadata["step"]]
     facts = {"num_steps": metadata["step"], "seconds_training": max(seconds, default=0.0), "versions": versions(),
              "fingerprints": dict(experiment.frozen_sources)}  # fmt: skip
-    params = merge(place(stored, shardings), place(frozen, frozen_shardings))
-    return experiment, Result(params, mesh, history, describe_parameters(groups, plain), facts)
+    params = merge(place(stored, parts.trainable_shardings), place(parts.frozen, parts.frozen_shardings))
+    return experiment, Result(params, mesh, history, parts.table, facts)
 
 
 def open_checkpoints(
