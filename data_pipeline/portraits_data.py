@@ -1,6 +1,7 @@
 """Training arrays of the embedded world: rendered pictures, latents, W+ codes and token ids."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,8 @@ def pair_source(split: str, num_people: int, pairs_per_person: int) -> ArraySour
     return ArraySource({"pixels": join(wild[:, :pairs_per_person]), "other_pixels": join(others)})
 
 
-def in_batches(function: Callable, arrays: np.ndarray, batch_size: int = 64) -> tuple[np.ndarray, ...]:
-    """Applies a jitted function batch by batch (one compiled shape) and joins the results."""
+def in_batches(function: Callable, arrays: np.ndarray, batch_size: int = 64) -> Any:
+    """Applies a jitted function batch by batch (one compiled shape) and joins the results: arrays, or a tree of them."""
     outputs = []
     for start in range(0, len(arrays), batch_size):
         piece = arrays[start : start + batch_size]

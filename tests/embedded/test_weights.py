@@ -8,7 +8,9 @@ from flax import linen as nn
 
 from pidiff_jax import embedded, embedded_faces
 from pidiff_jax.convert.files import read_metadata
+from pidiff_jax.evaluation import portraits
 from pidiff_jax.evaluation.portraits import NUM_CLASSES
+from pidiff_jax.evaluation.scores import identity_similarity, retrieval_top1
 from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.e4e import E4eEncoder
 from pidiff_jax.models.segmenter import Segmenter
@@ -16,9 +18,6 @@ from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.optim.rules import flatten
 from pidiff_jax.train.build_portraits import components, init_autoencoder
 
-pytestmark = pytest.mark.skipif(
-    not (embedded.WEIGHTS / "base.safetensors").is_file(), reason="the embedded base model is still being trained"
-)
 PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))
 WPLUS = (embedded.NUM_WPLUS_LAYERS, embedded.WPLUS_DIM)
 
@@ -70,3 +69,15 @@ def test_they_take_16_mb_at_most_and_the_model_card_describes_every_file():
 def test_a_missing_file_is_named_with_what_makes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vae\.safetensors.*portraits_base\.py"):
         embedded.load_weights("vae", tmp_path)
+
+
+@pytest.mark.slow
+def test_wplus_codes_carry_the_person_into_another_photograph():
+    people = portraits.held_out_people("validation", 48, embedded_faces.load_wplus_encoder())
+    synthesis = Synthesis(embedded_faces.STYLEGAN2)
+    params = {"params": embedded.load_weights("wplus")["synthesis"]}
+    drawn = jax.jit(lambda wplus: jnp.clip(synthesis.apply(params, wplus) * 0.5 + 0.5, 0.0, 1.0))(people.wplus)
+    recognise = portraits.load_judges().recogniser
+    drawn, others = (np.asarray(recognise(pixels)) for pixels in (drawn, people.gallery))
+    assert identity_similarity(drawn, others).mean() > 0.85
+    assert retrieval_top1(drawn, others, np.arange(48)).mean() > 0.9

@@ -10,12 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidiff_jax import embedded
 from pidiff_jax.evaluation.metrics_file import SCORES
 
-pytestmark = pytest.mark.skipif(
-    not (embedded.WEIGHTS / "base.safetensors").is_file(), reason="the embedded base model is still being trained"
-)
 ROOT = Path(__file__).parents[2]
 SHORT = {
     "num_steps": 20, "log_every_steps": 10, "validate_every_steps": 10, "checkpoint_every_steps": 10,
