@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"pidiff_jax": ["weights/*"]},
+    package_data={"pidiff_jax": ["weights/*", "evaluation/*.j2"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
@@ -24,6 +24,8 @@ setup(
         "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10,<0.11",
         "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "matplotlib>=3.10",
         "ml_collections>=1.1",
         "ml_dtypes>=0.5",
         "numpy>=2.0",
@@ -31,7 +33,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11",
         "safetensors>=0.6",
-        "scipy>=1.14",
+        "scipy>=1.15",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -38,8 +39,10 @@ def bootstrap_mean(
         raise ValueError(
             f"expected at least one value, all finite, got {values}; look at the pictures that were scored"
         )
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(num_resamples, len(values)))].mean(1)
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(means, [tail, 100.0 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, mean, mean)  # nothing to resample
+    result = stats.bootstrap(
+        (values,), np.mean, confidence_level=confidence, n_resamples=num_resamples, method="percentile", rng=seed
+    )
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
