@@ -317,11 +317,11 @@ def _paint_person(canvas, identity, pose, scene, x, y, dx, dy, with_body):
         shirt = jnp.asarray(_PALETTE)[scene[2]]
         body_light = pose.brightness * (1.0 + 0.5 * pose.light * jnp.clip(dx, -1.5, 1.5))[..., None]
         neck = _rounded_box(dx, dy - 1.1, 0.34, 0.55, 0.1)
-        canvas.paint(neck, skin * 0.82 * body_light)
+        neck_mask = canvas.paint(neck, skin * 0.82 * body_light)
         shoulders = _rounded_box(dx, dy - 3.0, 1.45, 1.65, 0.6)
         shoulders = jnp.maximum(shoulders, 0.42 - jnp.sqrt(dx**2 + (dy - 1.2) ** 2))
         body = canvas.paint(shoulders, shirt * body_light)
-        head_mask = head_mask * (1.0 - body)
+        head_mask = head_mask * (1.0 - neck_mask) * (1.0 - body)
 
     ears = jnp.minimum(_ellipse(x - rx, y - 0.05, 0.14, 0.22), _ellipse(x + rx, y - 0.05, 0.14, 0.22))
     head_mask = jnp.maximum(head_mask, canvas.paint(ears, skin_lit * 0.88))
