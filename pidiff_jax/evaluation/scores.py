@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pidiff_jax.losses.localisation import area_resize, outside_share
+from pidiff_jax.losses.localisation import area_resize
 
 
 def identity_similarity(
@@ -33,8 +33,15 @@ def prompt_accuracy(predicted: Int[np.ndarray, "n a"], asked: Int[np.ndarray, "n
 def attention_in_face(
     attention: Float[np.ndarray, "n h w"], face_mask: Float[np.ndarray, "n _h _w"]
 ) -> Float[np.ndarray, "n"]:
-    """The share of each map's mass that lies in the face mask, in [0, 1]; map and mask may differ in size."""
-    return 1.0 - np.asarray(outside_share(jnp.asarray(attention), jnp.asarray(face_mask)), np.float64)
+    """The share of each map's mass that lies in the face mask, in [0, 1]; map and mask may differ in size.
+
+    A map of zeros has nothing in the face: 0.
+    """
+    strength = np.asarray(attention, np.float64)
+    inside = np.asarray(area_resize(jnp.asarray(face_mask, jnp.float32), strength.shape[1:]), np.float64)
+    # The mask's resizing is exact to single precision only, so that its ones may come out a little larger.
+    share = (strength * inside).sum((1, 2)) / np.maximum(strength.sum((1, 2)), 1e-12)
+    return np.minimum(share, 1.0)
 
 
 def background_change(

@@ -43,6 +43,10 @@ def test_attention_in_face_counts_mass_at_any_resolution():
     np.testing.assert_allclose(scores.attention_in_face(attention, left_mask()), 1.0, rtol=1e-6)
 
 
+def test_a_map_without_attention_has_none_in_the_face():
+    np.testing.assert_array_equal(scores.attention_in_face(np.zeros((2, 4, 4), np.float32), left_mask()), 0.0)
+
+
 def test_background_change_ignores_the_face():
     picture = np.full((2, 8, 8, 3), 0.2, np.float32)
     changed = picture + 0.5 * left_mask()[..., None]
