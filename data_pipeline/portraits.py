@@ -78,9 +78,15 @@ class Picture(NamedTuple):
 
 
 def person_ids(split: str, count: int, start: int = 0) -> np.ndarray:
-    """Ids of `count` people of a split, from its `start`-th person on."""
+    """Ids of `count` people of a split, from its `start`-th person on.
+
+    Raises:
+        ValueError: no such split, nobody asked for, or more people than a split has.
+    """
     if split not in SPLIT_STARTS:
         raise ValueError(f"expected a split of {sorted(SPLIT_STARTS)}, got {split!r}; choose one of them")
+    if count < 1:
+        raise ValueError(f"expected at least 1 person, got {count}; ask for more")
     if start + count > 1_000_000:
         raise ValueError(f"expected at most 1000000 people in a split, got start {start} + count {count}; take fewer")
     return np.arange(start, start + count, dtype=np.int32) + SPLIT_STARTS[split]
@@ -106,15 +112,26 @@ def caption_words() -> list[str]:
     return sorted(words)
 
 
-def held_out_scenes(count: int, seed: int = 0) -> np.ndarray:
-    """`count` different held-out scenes (count, 3), the backgrounds and patterns spread evenly."""
+def held_out_scenes(count: int, split: str = "test", seed: int = 0) -> np.ndarray:
+    """`count` different held-out scenes (count, 3) in random order; no scene is in both splits.
+
+    split: "test" or "validation", so that choices made on one are not made on the prompts of the other.
+
+    Raises:
+        ValueError: another split, or not 1 to 24 scenes, all that a split has.
+    """
+    if split not in ("test", "validation"):
+        raise ValueError(f"expected the split 'test' or 'validation', got {split!r}; training shows no held-out scene")
     grid = np.stack(np.meshgrid(*(np.arange(len(v)) for v in SCENE_ATTRIBUTES.values()), indexing="ij"), -1).reshape(
         -1, 3
     )
     grid = grid[is_held_out_scene(grid)]
-    if count > len(grid):
-        raise ValueError(f"expected at most {len(grid)} held-out scenes, got {count}; ask for fewer")
-    return grid[np.random.default_rng(seed).permutation(len(grid))[:count]].astype(np.int32)
+    order = np.random.default_rng(seed).permutation(len(grid))
+    half = len(grid) // 2
+    chosen = order[:half] if split == "test" else order[half:]
+    if not 1 <= count <= len(chosen):
+        raise ValueError(f"expected 1 to {len(chosen)} held-out scenes of a split, got {count}; correct the number")
+    return grid[chosen[:count]].astype(np.int32)
 
 
 def identity_parameters(person_id: Int[Array, ""]) -> Float[Array, "p"]:

@@ -58,9 +58,9 @@ def held_out_people(split: str, count: int, encode_wplus: Callable) -> People:
     )
 
 
-def held_out_prompts(count: int) -> Prompts:
-    """Prompts of scenes that no training picture shows, the wordings in turn."""
-    scenes = portraits.held_out_scenes(count)
+def held_out_prompts(count: int, split: str = "test") -> Prompts:
+    """Prompts of scenes that no training picture shows, the wordings in turn; "test" and "validation" share none."""
+    scenes = portraits.held_out_scenes(count, split)
     texts = tuple(portraits.caption(scene, index) for index, scene in enumerate(scenes))
     return Prompts(
         texts=texts,

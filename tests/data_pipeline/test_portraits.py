@@ -44,6 +44,23 @@ def test_splits_share_no_person():
         portraits.person_ids("train", 2, start=999_999)
     with pytest.raises(ValueError, match="expected a split of"):
         portraits.person_ids("dev", 1)
+    with pytest.raises(ValueError, match="at least 1 person, got 0"):
+        portraits.person_ids("test", 0)
+
+
+def test_the_neck_is_outside_the_head_mask_also_below_long_hair():
+    """In units of the head, eyes are at -0.08, the mouth at 0.52 and the chin at 1.0: the point at 1.25 is on the neck."""
+    people = portraits.person_ids("train", 2 * NUM)
+    identity = np.array(jax.vmap(portraits.identity_parameters)(people))
+    identity[:, 5] = 1.0  # the longest hair
+    picture = portraits.draw_identity(identity, people, np.zeros(2 * NUM, np.int32), "wild")
+    left_eye, right_eye, _, left_mouth, right_mouth = picture.landmarks.transpose(1, 0, 2)
+    eyes, mouth = (left_eye + right_eye) / 2, (left_mouth + right_mouth) / 2
+    x, y = np.rint(mouth + (mouth - eyes) * (0.73 / 0.6) - 0.5).astype(int).T
+    slope = (right_eye - left_eye)[:, 1] / (right_eye - left_eye)[:, 0]
+    upright = np.flatnonzero((np.abs(slope) < 0.05) & (y < portraits.RESOLUTION_PX))  # the neck doesn't tilt
+    assert len(upright) > 10
+    assert picture.head_mask[upright, y[upright], x[upright]].max() < 0.05
 
 
 def test_people_differ_in_every_identity_parameter():
@@ -82,8 +99,20 @@ def test_training_pictures_never_show_a_held_out_scene(wild):
     scenes = portraits.held_out_scenes(24)
     assert portraits.is_held_out_scene(scenes).all()
     assert len({tuple(scene) for scene in scenes}) == 24
-    with pytest.raises(ValueError, match="at most"):
-        portraits.held_out_scenes(1000)
+    for wrong in (0, 25):
+        with pytest.raises(ValueError, match=f"1 to 24 held-out scenes of a split, got {wrong}"):
+            portraits.held_out_scenes(wrong)
+
+
+def test_the_held_out_scenes_of_test_and_validation_differ():
+    test, validation = ({tuple(s) for s in portraits.held_out_scenes(24, split)} for split in ("test", "validation"))
+    assert len(test) == len(validation) == 24 and not test & validation
+    with pytest.raises(ValueError, match="'test' or 'validation', got 'train'"):
+        portraits.held_out_scenes(3, "train")
+
+
+def test_the_held_out_scenes_of_test_stay_what_published_scores_were_measured_on():
+    assert portraits.held_out_scenes(3).tolist() == [[0, 4, 0], [3, 0, 7], [0, 2, 4]]
 
 
 def test_the_shirt_has_the_colour_of_the_caption(wild):
