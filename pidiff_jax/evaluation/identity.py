@@ -3,6 +3,7 @@
 What draws and what judges comes as functions, so that any model and any judges can be scored in the same way.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,6 +68,9 @@ class Protocol:
 
     The first `num_diversity_people` are drawn with `num_seeds` seeds, and the first `num_grid_people` with the first
     `num_grid_prompts` prompts, for the picture of samples.
+
+    Raises:
+        ValueError: a number that makes no evaluation.
     """
 
     num_diversity_people: int = 8
@@ -77,6 +81,20 @@ class Protocol:
     identity_scale: float = 1.0
     seed: int = 0
     show_progress: bool = True
+
+    def __post_init__(self):
+        if self.num_seeds < 2 or self.num_diversity_people < 1:
+            raise ValueError(
+                f"expected at least 2 seeds of at least 1 person for the diversity, got {self.num_seeds} of "
+                f"{self.num_diversity_people}; draw more"
+            )
+        if min(self.num_grid_people, self.num_grid_prompts, self.batch_size) < 1:
+            raise ValueError(
+                "expected at least 1 person and 1 prompt in the samples and 1 picture in a batch, got "
+                f"{self.num_grid_people}, {self.num_grid_prompts} and {self.batch_size}; draw more"
+            )
+        if not math.isfinite(self.identity_scale):
+            raise ValueError(f"expected a finite identity scale, got {self.identity_scale}; 0 to 1 are usual")
 
 
 @dataclass(frozen=True)
@@ -215,11 +233,6 @@ def _check(people: People, prompts: Prompts, protocol: Protocol) -> None:
         raise ValueError(
             f"expected at least {protocol.num_grid_prompts} prompts with text ids and attributes, got "
             f"{len(prompts.texts)}, {len(prompts.text_ids)} and {len(prompts.attributes)}; give more prompts"
-        )
-    if protocol.num_seeds < 2 or protocol.num_diversity_people < 1:
-        raise ValueError(
-            f"expected at least 2 seeds of at least 1 person for the diversity, got {protocol.num_seeds} of "
-            f"{protocol.num_diversity_people}; draw more"
         )
 
 

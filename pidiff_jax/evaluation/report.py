@@ -23,6 +23,15 @@ _EXPLANATIONS = {
     "background_change": "mean change of the picture outside the face when the identity is switched on",
     "diversity": "mean difference between pictures of one person and prompt with different noise",
 }
+_PAIRED = "identity on minus off, person by person"
+_DIVERSITY = "like diversity, between embeddings of an independent recogniser: (1 - cosine) / 2; identity "
+_DETAILS = {
+    "identity_similarity/photographs": "two photographs of the same person: what a picture can reach at best",
+    "identity_similarity/change": _PAIRED,
+    "prompt_accuracy/change": _PAIRED,
+    "embedding_diversity/on": _DIVERSITY + "on",
+    "embedding_diversity/off": _DIVERSITY + "off",
+}
 
 
 def write_report(
@@ -47,7 +56,8 @@ def write_report(
         history: reports of the training, each with "step" and metrics by name; see `chart_groups` for what is drawn.
         config: of the run; anything that fits into JSON.
         parameter_table: which parameters are trained, as text.
-        facts: of the run: `num_steps`, `seconds_training`, `versions`, `fingerprints`, and others.
+        facts: of the run: `num_steps`, `seconds_training`, `versions`, `fingerprints`, where it was scored
+            `protocol` (see `protocol_text`), and others.
     """
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -61,12 +71,13 @@ def write_report(
         duration=_duration(facts["seconds_training"]),
         scores=scores,
         explanations=_EXPLANATIONS,
-        details=details,
+        protocol=protocol_text(facts["protocol"]) if scores and "protocol" in facts else "",
+        details=[(name, detail_meaning(name), interval) for name, interval in details.items()],
         samples=base64.b64encode(png_bytes(samples)).decode(),
         charts=[line_chart(name, lines) for name, lines in chart_groups(history).items()],
         config=json.dumps(config, indent=2, default=str),
         parameter_table=parameter_table,
-        facts=facts,
+        facts={name: round(x) if name.startswith("seconds") else x for name, x in facts.items()},
     )
     write_atomically(path, html.encode())
 
@@ -86,6 +97,30 @@ def chart_groups(history: Sequence[Mapping[str, float | int]]) -> dict[str, dict
                 continue
             groups.setdefault(title, {}).setdefault(line, []).append((entry["step"], value))
     return groups
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """What was scored, in one line.
+
+    protocol: as in metrics.json: split, num_people, num_prompts, num_diversity_people, num_seeds, identity_scale,
+        guidance_scale, sampling_steps, seed.
+    """
+    p = protocol
+    return (
+        f"{p['num_people']} people and {p['num_prompts']} prompts of the {p['split']} split; diversity over "
+        f"{p['num_diversity_people']} people x {p['num_seeds']} seeds; identity scale {p['identity_scale']:g}, "
+        f"guidance {p['guidance_scale']:g}, {p['sampling_steps']} steps"
+    )
+
+
+def detail_meaning(name: str) -> str:
+    """What a row of the details says; empty for a name that isn't known here."""
+    if name in _DETAILS:
+        return _DETAILS[name]
+    score, *rest = name.split("/")
+    if score == "prompt_accuracy" and len(rest) == 2:
+        return f"the classifier sees the {rest[0]} that the prompt asked for; identity {rest[1]}"
+    return ""
 
 
 def scores_text(scores: Mapping[str, Mapping[str, Interval]]) -> str:

@@ -76,7 +76,12 @@ def test_the_grid_shows_the_first_people_with_the_same_prompts(evaluation):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_seeds": 1}, "at least 2 seeds"), ({"num_grid_prompts": 4}, "at least 4 prompts")],
+    [
+        ({"num_seeds": 1}, "at least 2 seeds"),
+        ({"num_grid_prompts": 4}, "at least 4 prompts"),
+        ({"num_grid_people": 0}, "at least 1 person"),
+        ({"identity_scale": float("nan")}, "a finite identity scale, got nan"),
+    ],
 )
 def test_impossible_protocols_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

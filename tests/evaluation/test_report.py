@@ -11,15 +11,19 @@ import pytest
 from pidiff_jax.evaluation.charts import line_chart
 from pidiff_jax.evaluation.metrics_file import SCORES, write_atomically, write_metrics
 from pidiff_jax.evaluation.pictures import draw_samples, heat_overlay, png_bytes
-from pidiff_jax.evaluation.report import chart_groups, scores_text, write_report
+from pidiff_jax.evaluation.report import chart_groups, detail_meaning, scores_text, write_report
 from tests.evaluation import tiny_evaluation as tiny
 
 FACTS = {
     "num_steps": 400,
-    "seconds_training": 250.0,
+    "seconds_training": 250.123,
     "versions": {"jax": "0.10.2"},
     "fingerprints": {"unet": "sha256:0123"},
-}
+    "protocol": {
+        "split": "test", "num_people": 10, "num_prompts": 3, "num_diversity_people": 8, "num_seeds": 4,
+        "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 20, "seed": 0,
+    },
+}  # fmt: skip
 HISTORY = [
     {"step": 100, "loss": 0.5, "loss/denoising": 0.4, "grad_norm/identity": 1.0},
     {"step": 200, "loss": 0.3, "loss/denoising": 0.2, "validation/loss": 0.35, "validation/identity_similarity": 0.2},
@@ -77,6 +81,34 @@ def test_the_report_holds_everything_and_escapes_it(html):
     assert html.count("<svg") == len(chart_groups(HISTORY)) == 3
 
 
+def test_the_report_says_what_was_scored_and_what_every_row_means(html, evaluation):
+    assert (
+        "10 people and 3 prompts of the test split; diversity over 8 people x 4 seeds; identity scale 1, guidance 2.5, "
+        "20 steps" in html
+    )
+    assert "250</td>" in html and "250.123" not in html
+    assert "has no width" in html
+    assert all(detail_meaning(name) in html and detail_meaning(name) for name in evaluation.details)
+    assert "sees the wall that the prompt asked for; identity off" in html
+
+
+def test_a_run_that_nobody_judged_has_a_report_without_scores(evaluation, tmp_path):
+    facts = {name: value for name, value in FACTS.items() if name != "protocol"}
+    write_report(
+        tmp_path / "report.html",
+        title="Photographs",
+        scores={},
+        details={},
+        samples=draw_samples(evaluation.grid, cell_px=32),
+        history=[],
+        config={},
+        parameter_table="",
+        facts=facts,
+    )
+    html = (tmp_path / "report.html").read_text()
+    assert "nothing is scored" in html and "people" not in html.split("<h2>Training")[0].split("<body>")[1]
+
+
 def test_charts_are_xml_and_join_training_with_validation():
     groups = chart_groups(HISTORY)
     assert groups["loss"] == {"training": [(100, 0.5), (200, 0.3)], "validation": [(200, 0.35)]}
@@ -98,13 +130,14 @@ def test_a_chart_without_finite_points_is_refused():
 
 def test_metrics_have_the_promised_schema(evaluation, tmp_path):
     path = tmp_path / "metrics.json"
-    write_metrics(path, evaluation.scores, details=evaluation.details, num_people=10, **FACTS)
+    write_metrics(path, evaluation.scores, details=evaluation.details, **FACTS)
     metrics = json.loads(path.read_text())
     for name in SCORES:
         for key in ("on", "off"):
             low, mean, high = (metrics[name][key][part] for part in ("low", "mean", "high"))
             assert low - 1e-9 <= mean <= high + 1e-9
-    assert metrics["num_steps"] == 400 and metrics["seconds_training"] == 250.0 and metrics["num_people"] == 10
+    assert metrics["num_steps"] == 400 and metrics["seconds_training"] == 250.123
+    assert metrics["protocol"] == FACTS["protocol"]
     assert metrics["versions"] == {"jax": "0.10.2"} and metrics["fingerprints"] == {"unet": "sha256:0123"}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
