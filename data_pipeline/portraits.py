@@ -98,7 +98,7 @@ def is_held_out_scene(scene: np.ndarray) -> np.ndarray:
     return (background + 2 * pattern + 3 * shirt) % 8 == 0
 
 
-def caption(scene: Sequence[int], template: int = 0) -> str:
+def caption(scene: Sequence[int] | Int[np.ndarray, "3"], template: int = 0) -> str:
     """The caption of a scene, in one of `len(CAPTION_TEMPLATES)` wordings."""
     words = {name: values[int(index)] for (name, values), index in zip(SCENE_ATTRIBUTES.items(), scene, strict=True)}
     return CAPTION_TEMPLATES[template % len(CAPTION_TEMPLATES)].format(**words)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from pidiff_jax.evaluation.identity import Judges, People, Prompts
 from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.segmenter import Segmenter
 
+Split = Literal["validation", "test"]
 NUM_CLASSES = tuple(len(values) for values in portraits.SCENE_ATTRIBUTES.values())
 
 
@@ -44,7 +46,7 @@ def load_judges(folder: Path | str | None = None) -> Judges:
     return Judges(recogniser=jax.jit(recognise), scene=jax.jit(classify), face_mask=jax.jit(segment))
 
 
-def held_out_people(split: str, count: int, encode_wplus: Callable) -> People:
+def held_out_people(split: Split, count: int, encode_wplus: Callable) -> People:
     """People that no training has seen: W+ codes from an aligned photograph, the gallery from a wild one.
 
     encode_wplus: pixels in [-1, 1] to W+ codes.
@@ -58,7 +60,7 @@ def held_out_people(split: str, count: int, encode_wplus: Callable) -> People:
     )
 
 
-def held_out_prompts(count: int, split: str = "test") -> Prompts:
+def held_out_prompts(count: int, split: Split = "test") -> Prompts:
     """Prompts of scenes that no training picture shows, the wordings in turn; "test" and "validation" share none."""
     scenes = portraits.held_out_scenes(count, split)
     texts = tuple(portraits.caption(scene, index) for index, scene in enumerate(scenes))
