@@ -1,0 +1,82 @@
+"""Scoring a run again refuses what can't be scored in one line, before anything is loaded or drawn."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def error_of(workdir: Path, output: Path, *flags: str) -> str:
+    line = [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", f"--output={output}", *flags]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 1
+    (message,) = result.stderr.strip().splitlines()
+    return message
+
+
+def make_run(folder: Path, experiment: str) -> Path:
+    """The folder of a run that has got no further than its config."""
+    config = runpy.run_path(str(ROOT / "experiments" / f"{experiment}.py"))["get_config"]()
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json_best_effort())
+    return folder
+
+
+@pytest.fixture
+def portraits_run(tmp_path):
+    return make_run(tmp_path / "portraits", "quickstart")
+
+
+@pytest.fixture
+def photographs_run(tmp_path):
+    return make_run(tmp_path / "photographs", "ffhq")
+
+
+def test_people_prompts_and_split_are_refused_where_nobody_judges(photographs_run, tmp_path):
+    message = error_of(photographs_run, tmp_path / "out", "--num_people=5", "--split=validation")
+    assert message.startswith("error: expected no --num_people, --split for a run on photographs")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path):
+    message = error_of(portraits_run, tmp_path / "out", "--base_path=elsewhere")
+    assert message.startswith("error: expected no --base_path for a run of the embedded world")
+
+
+def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_path):
+    line = [sys.executable, "-m", "launch.evaluate", f"--workdir={photographs_run}", f"--output={tmp_path / 'out'}"]
+    result = subprocess.run(
+        [*line, "--base_path=new/base", "--data_path=new/data"], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 1 and "'new/base'" in result.stderr and "'new/data'" in result.stderr
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(portraits_run, tmp_path):
+    (tmp_path / "out").write_text("notes")
+    assert "expected a folder to write to at --output=" in error_of(portraits_run, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "notes"
+
+
+def test_results_are_never_overwritten(portraits_run, tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    assert "got metrics.json; choose another" in error_of(portraits_run, tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "expected the folder of a run, with config.json"),
+        ("{", "got no JSON"),
+        (json.dumps({"task": "wplus"}), "got a run of the task 'wplus'"),
+    ],
+)
+def test_what_is_no_identity_run_is_named(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert message in error_of(tmp_path, tmp_path / "out")
