@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 RESOLUTION_PX = 64
 NUM_IDENTITY_PARAMETERS = 20
 WORLD_SEED = 2505
+WORLD_VERSION = 1  # raise it with every change of pictures, masks, scenes or captions: cached records are known by it
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
 PATTERNS = ("plain", "striped", "banded", "checked", "dotted", "ringed")

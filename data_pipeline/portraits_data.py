@@ -1,6 +1,10 @@
 """Training arrays of the embedded world: rendered pictures, latents, W+ codes and token ids."""
 
-from collections.abc import Callable
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,14 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline import portraits
-from data_pipeline.sources import ArraySource
+from data_pipeline.records import Record, open_records, write_records
+from data_pipeline.sources import ArraySource, Source
 from data_pipeline.tokenizer import portraits_tokenizer, tokenize
 
 
 def pictures(
     split: str, num_people: int, per_person: int, view: portraits.View, first_picture: int = 0, start: int = 0
 ) -> dict:
-    """Renders pictures: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), scene (n, 3), person_id (n,); person-major."""
+    """Renders pictures: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), scene (n, 3), person_id (n,); person-major.
+
+    Raises:
+        ValueError: nobody, or no picture, is asked for.
+    """
+    if per_person < 1:
+        raise ValueError(f"expected at least 1 picture per person, got {per_person}; ask for more")
     people = np.repeat(portraits.person_ids(split, num_people, start), per_person)
     numbers = np.tile(np.arange(per_person, dtype=np.int32) + first_picture, num_people)
     picture = portraits.draw(people, numbers, view)
@@ -96,6 +107,51 @@ def identity_source(
             "person_id": wild["person_id"],
         }
     )
+
+
+def cached_records(
+    folder: Path | str, made_from: Mapping[str, Any], sources: Mapping[str, Callable[[], Source]]
+) -> dict[str, Callable[[], Source]]:
+    """The same sources, rendered once: whoever opens one first writes all as records below `folder`; then they are read.
+
+    folder: of caches; each has a subfolder of its own, complete or not there at all.
+    made_from: all that the records depend on beside the renderer, as JSON takes it: numbers of people and pictures, content
+        hashes of encoders. A hash of it names the subfolder.
+    sources: split -> what renders its records.
+
+    Raises (when a source is opened):
+        ValueError: `folder` can't be made.
+    """
+    facts = {**made_from, "world_seed": portraits.WORLD_SEED, "world_version": portraits.WORLD_VERSION}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    directory = Path(folder) / f"portraits-{name}"
+
+    def open_split(split: str) -> Source:
+        if not directory.is_dir():
+            _make_folder(Path(folder))
+            try:
+                write_records(directory, {each: _rendered(make) for each, make in sources.items()}, facts)
+            except OSError:
+                if not directory.is_dir():  # else another process was faster
+                    raise
+        return open_records(directory, split)
+
+    return {split: functools.partial(open_split, split) for split in sources}
+
+
+def _rendered(make: Callable[[], Source]) -> Iterator[Record]:
+    source = make()
+    for index in range(len(source)):
+        yield source[index]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder for cached records at {folder}, got: {error.strerror}; choose another"
+        ) from error
 
 
 def wplus_codes(encode_wplus: Callable, pixels: np.ndarray) -> np.ndarray:
