@@ -89,16 +89,34 @@ def embedded_base(config: Any) -> tuple[Components, dict[str, Any]]:
 
 
 def _portraits_sources(config: Any, components: Components, base: dict) -> tuple[MakeSource, MakeSource]:
-    def make(split: str, num_people: int, per_person: int) -> Source:
-        encode = encode_latents(components.vae, base["vae"])
-        return portraits_data.identity_source(
-            encode, embedded_faces.load_wplus_encoder(), split, num_people, per_person
-        )
+    """Renders people of the embedded world, or, with config.data.cache, reads them from records there."""
+    encode = encode_latents(components.vae, base["vae"])
+    numbers = {
+        "train": (config.data.num_people, config.data.pictures_per_person),
+        "validation": (max(64, config.batch_size), 1),
+    }
+    sizes = {
+        "c": components.vae.spec.latent_channels,
+        "l": components.mapper.spec.num_layers,
+        "d": components.mapper.spec.wplus_dim,
+        "m": len(components.null_text_ids),
+    }
 
-    return (
-        lambda: make("train", config.data.num_people, config.data.pictures_per_person),
-        lambda: make("validation", 64, 1),
-    )
+    def render(split: str) -> Source:
+        return portraits_data.identity_source(encode, embedded_faces.load_wplus_encoder(), split, *numbers[split])
+
+    sources = {split: lambda split=split: render(split) for split in numbers}
+    if cache := config.data.get("cache"):
+        wplus = embedded.load_weights("wplus")
+        made_from = {"people": numbers, "vae": fingerprint(base["vae"]), "wplus": fingerprint(wplus)}
+        sources = portraits_data.cached_records(cache, made_from, sources)
+
+    def checked(split: str) -> Source:
+        source = sources[split]()
+        validate_record(source[0], expected=sizes)
+        return source
+
+    return lambda: checked("train"), lambda: checked("validation")
 
 
 def _with_identity(components: Components, base_unet: dict, config: Any) -> dict[str, Any]:
