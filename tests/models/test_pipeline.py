@@ -1,0 +1,83 @@
+"""Drawing with an identity scale of every shape; trajectories are compared with diffusers in tests/convert."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from pidiff_jax.diffusion.schedule import NoiseSchedule
+from pidiff_jax.models.clip import ClipText, ClipTextSpec
+from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.unet import UNet
+from pidiff_jax.models.vae import AutoencoderKL, VAESpec
+from pidiff_jax.pipeline import Components, Sampling, generate
+from tests.models.tiny_unet import CONTEXT_DIM, FAST_COMPILE, TOKEN_DIM, random_params, tiny_spec
+
+BATCH, HEIGHT, WIDTH, TOKENS = 3, 4, 6, 2
+
+
+@functools.cache
+def tiny_pipeline():
+    """(components, parameters) with random weights."""
+    mapper = IdentityMapper(MapperSpec(groups=((0, 2), (2, 5)), wplus_dim=8, token_dim=TOKEN_DIM))
+    text = ClipText(
+        ClipTextSpec(vocab_size=9, width=CONTEXT_DIM, num_layers=1, num_heads=2, mlp_width=16, max_length=5)
+    )
+    vae = AutoencoderKL(VAESpec((8,), layers_per_block=1, norm_num_groups=4, mid_attention=False))
+    unet = UNet(tiny_spec())
+    components = Components(unet, text, vae, mapper, NoiseSchedule.scaled_linear(), "eps", null_text_ids=(0,) * 5)
+    inputs = {
+        "unet": (jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 5, CONTEXT_DIM))),
+        "text_encoder": (jnp.zeros((1, 5), jnp.int32),),
+        "vae": (jnp.zeros((1, 4, 4, 3)),),
+        "mapper": (jnp.zeros((1, 5, 8)),),
+    }
+    shapes = {
+        name: nn.meta.unbox(jax.eval_shape(getattr(components, name).init, jax.random.key(0), *args))["params"]
+        for name, args in inputs.items()
+    }
+    return components, {name: random_params(tree) for name, tree in shapes.items()}
+
+
+@functools.cache
+def drawing():
+    """The pictures as a jitted function of parameters and identity scale."""
+    components, _ = tiny_pipeline()
+    rng = np.random.default_rng(0)
+    noise, wplus = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in [(BATCH, HEIGHT, WIDTH, 4), (BATCH, 5, 8)]
+    )
+    text_ids = jnp.asarray(rng.integers(0, 9, (BATCH, 5)), jnp.int32)
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def draw(params, scale):
+        return generate(components, params, noise, text_ids, wplus, scale, Sampling(num_steps=2))[0]
+
+    return draw
+
+
+def draw(scale):
+    return drawing()(tiny_pipeline()[1], scale)
+
+
+def random_scale(shape):
+    return np.random.default_rng(1).uniform(0.2, 2.0, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH,), (1, 1, 1, TOKENS), (1, HEIGHT, WIDTH, 1)])
+def test_an_identity_scale_of_any_shape_draws_what_the_written_out_one_draws(shape):
+    scale = random_scale(shape)
+    per_sample = scale.reshape(-1, 1, 1, 1) if scale.ndim < 2 else scale
+    written_out = np.broadcast_to(per_sample, (BATCH, HEIGHT, WIDTH, TOKENS))
+    drawn = draw(scale)
+    assert np.abs(drawn - draw(np.ones_like(written_out))).max() > 1e-3
+    np.testing.assert_allclose(drawn, draw(written_out), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2,), (6,), (2, HEIGHT, WIDTH, 1), (1, 2, 3, 1)])
+def test_an_identity_scale_that_fits_nothing_is_named_with_the_batch_that_is_drawn(shape):
+    with pytest.raises(ValueError, match=rf"\(b, h, w, t\)=\({BATCH}, {HEIGHT}, {WIDTH}, {TOKENS}\)"):
+        draw(random_scale(shape))
