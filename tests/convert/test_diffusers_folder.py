@@ -1,5 +1,7 @@
 """A folder written by diffusers gives the same networks here; a folder that lacks something says what."""
 
+import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,16 +12,35 @@ import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from flax import linen as nn
 from flax import traverse_util
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data_pipeline.tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
+from pidiff_jax.convert.adapter import to_ip_adapter
+from pidiff_jax.convert.diffusers_config import schedule_settings
 from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
+from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.models.attention import IdentityAttentionSpec
 from pidiff_jax.models.clip import ClipText
+from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL
+from pidiff_jax.pipeline import Sampling, generate, generate_latents
+from tests.models.tiny_unet import FAST_COMPILE, random_params
 
 CAPTIONS = ["a photo of a person", "a red wall"]
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+    "set_alpha_to_one": False, "steps_offset": 1,
+}  # fmt: skip
+SCHEDULERS = {
+    "sd1": {"prediction_type": "epsilon", "timestep_spacing": "leading"},
+    "sd2_trailing": {
+        "prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
+    },
+}  # fmt: skip
+MAPPER = MapperSpec(groups=((0, 1), (1, 3), (3, 5), (5, 6)), wplus_dim=10, token_dim=16)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +63,11 @@ def pipeline(tmp_path_factory) -> StableDiffusionPipeline:
         block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
         up_block_types=("UpDecoderBlock2D",) * 2,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
-    )  # fmt: skip
+    with torch.no_grad():  # norms and biases that do something
+        for parameter in [*unet.parameters(), *vae.parameters()]:
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    scheduler = DDIMScheduler(**STABLE_DIFFUSION, **SCHEDULERS["sd2_trailing"])
     return StableDiffusionPipeline(
         vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=load_tokenizer(folder), unet=unet.eval(),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -107,6 +129,72 @@ def test_components_have_the_schedule_of_the_folder(pipeline, loaded):
     assert components.prediction_type == "v"
     assert (components.timestep_spacing, components.steps_offset, components.set_alpha_to_one) == ("trailing", 1, False)
     assert list(components.null_text_ids) == pipeline.tokenizer("", padding="max_length")["input_ids"]
+
+
+def draw_both(pipeline, loaded, scheduler, sampling, draw=generate_latents, identity=None):
+    """What diffusers' pipeline draws, and what `draw` does (with identity's map), from the same noise.
+
+    identity: (UNet parameters with an identity branch, mapper parameters, W+ code (1, l, d), scale), or None.
+    """
+    noise = np.random.default_rng(7).standard_normal((2, 8, 8, 4)).astype(np.float32)
+    pipeline, schedule = copy.deepcopy(pipeline), DDIMScheduler(**STABLE_DIFFUSION, **SCHEDULERS[scheduler])
+    pipeline.scheduler = schedule
+    pipeline.set_progress_bar_config(disable=True)
+    loaded = dataclasses.replace(loaded, schedule=schedule_settings(schedule.config))
+    params = {"unet": loaded.unet_params, "text_encoder": loaded.text_params, "vae": loaded.vae_params}
+    spec, arguments, kwargs = None, (), {}
+    if identity is not None:
+        spec = IdentityAttentionSpec(token_dim=16)
+        unet, mapper, wplus, scale = identity
+        params |= {"unet": unet, "mapper": mapper}
+        arguments = (np.repeat(wplus, 2, axis=0), np.float32(scale))
+        adapter = to_ip_adapter(params, dataclasses.replace(loaded.unet_spec, identity=spec), MAPPER)
+        groups = {"image_proj": {}, "ip_adapter": {}}
+        for name, tensor in adapter.items():
+            group, rest = name.split(".", 1)
+            groups[group][rest] = torch.from_numpy(tensor)
+        pipeline.unet._load_ip_adapter_weights([groups], low_cpu_mem_usage=False)
+        pipeline.set_ip_adapter_scale(scale)
+        code = torch.from_numpy(wplus).reshape(1, 1, -1)
+        kwargs["ip_adapter_image_embeds"] = [torch.cat([torch.zeros_like(code), code])]
+    theirs = pipeline(
+        CAPTIONS, latents=nchw(noise), num_inference_steps=sampling.num_steps, guidance_scale=sampling.guidance_scale,
+        guidance_rescale=sampling.guidance_rescale, output_type="np" if draw is generate else "latent", **kwargs,
+    ).images  # fmt: skip
+    theirs = theirs if draw is generate else theirs.numpy().transpose(0, 2, 3, 1)
+    components = loaded.to_components(spec, IdentityMapper(MAPPER) if identity else None)
+    run = jax.jit(lambda *args: draw(components, *args, sampling=sampling), compiler_options=FAST_COMPILE)
+    return theirs, run(params, noise, tokenize(loaded.tokenizer, CAPTIONS), *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "rescale"), [("sd1", 0.0), ("sd2_trailing", 0.7)])
+def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, loaded, scheduler, rescale):
+    sampling = Sampling(num_steps=20, guidance_scale=7.5, guidance_rescale=rescale)
+    expected, (latents, strength) = draw_both(pipeline, loaded, scheduler, sampling)
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-3)
+    assert np.abs(strength).max() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheduler", "draw"), [("sd1", generate), ("sd1", generate_latents), ("sd2_trailing", generate)]
+)
+def test_twenty_steps_with_identity_draw_what_diffusers_draws_with_our_ip_adapter(pipeline, loaded, scheduler, draw):
+    sampling = Sampling(num_steps=20, guidance_scale=7.5)
+    with_branch = dataclasses.replace(loaded.unet_spec, identity=IdentityAttentionSpec(token_dim=16))
+    branch = random_params(split_identity(unet_shapes(with_branch))[1], seed=3)
+    unet = traverse_util.unflatten_dict(
+        traverse_util.flatten_dict(loaded.unet_params) | traverse_util.flatten_dict(branch)
+    )
+    shapes = jax.eval_shape(IdentityMapper(MAPPER).init, jax.random.key(0), jax.numpy.zeros((1, 6, 10)))
+    mapper = random_params(nn.meta.unbox(shapes)["params"], seed=4)
+    wplus = np.random.default_rng(5).standard_normal((1, 6, 10)).astype(np.float32)
+    expected, (drawn, strength) = draw_both(pipeline, loaded, scheduler, sampling, draw, (unet, mapper, wplus, 0.6))
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(strength.sum((1, 2)), 1.0, rtol=1e-4)
 
 
 def test_whole_files_and_torch_files_hold_the_same(pipeline, loaded, tmp_path):
