@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,10 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# Before this, a file could run code in spite of `weights_only=True` (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
+_MAX_DEPTH = 32
+_SAFETENSORS_TYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64", "F16", "BF16", "F32", "F64")
 
 
 def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict[str, np.ndarray]:
@@ -27,7 +32,8 @@ def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict
 
     Raises:
         FileNotFoundError: the file, or a shard that the index names, is not there.
-        ValueError: another kind of file, a damaged one, or a PyTorch file that holds more than plain data.
+        ValueError: another kind of file, a damaged one, a PyTorch file that holds more than plain data, a torch that is
+            too old to refuse code, or tensors that numpy can't hold (float8, sparse, quantised).
     """
     path = Path(path)
     if not path.is_file():
@@ -37,7 +43,7 @@ def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict
     elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
-        tensors = dict(_read_torch(path))
+        tensors = _read_torch(path)
     else:
         raise ValueError(
             f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; convert "
@@ -84,6 +90,10 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     with _readable(path):
+        with safetensors.safe_open(path, "numpy") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+        if other := {name: kind for name, kind in kinds.items() if kind not in _SAFETENSORS_TYPES}:
+            raise ValueError(_unreadable(path, other))
         return load_file(path)
 
 
@@ -105,11 +115,17 @@ def read_shard_index(index: Path) -> dict[str, str]:
     """
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        outside = sorted({str(shard) for shard in names.values() if Path(shard).name != shard})
+        shards = {str(shard) for shard in names.values()}
+        outside = sorted(shard for shard in shards if Path(shard).name != shard)
+        indices = sorted(shard for shard in shards if Path(shard).suffix == ".json")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"expected a shard index with a weight_map, got {index}; download or copy it again") from None
     if outside:
         raise ValueError(f"expected shards beside {index}, got {', '.join(outside)}; the index is not to be trusted")
+    if indices:
+        raise ValueError(
+            f"expected {index} to list weight files, got the index {', '.join(indices)}; download or copy it again"
+        )
     return names
 
 
@@ -133,13 +149,18 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
         raise ValueError(
             f"expected torch to read {path}, it is not installed; install torch or convert the file to safetensors"
         ) from None
+    if tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2]) < _SAFE_TORCH:
+        raise ValueError(
+            f"expected torch 2.6 or newer to read {path}, got {torch.__version__}, which would run code in it "
+            "(CVE-2025-32434); update torch or convert the file to safetensors"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError
@@ -148,24 +169,57 @@ def _read_torch(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             f"expected a PyTorch file of plain tensors, got {path} ({reason}); it is damaged, or holds code that is "
             "never run here: save its state dict with torch.save or as safetensors"
         ) from None
-    for name, tensor in _tensors_in(content, ""):
-        yield name, _to_numpy(tensor, torch)
+    tensors: dict[str, np.ndarray] = {}
+    unreadable: dict[str, str] = {}
+    for name, tensor in _tensors_in(content, "", path):
+        if name in tensors or name in unreadable:
+            raise ValueError(
+                f"expected one tensor {name!r} in {path}, got a second one under that name (flat and nested, say); rename "
+                "one of them"
+            )
+        array = _to_numpy(tensor, torch)
+        if array is None:
+            unreadable[name] = f"{tensor.dtype}, {tensor.layout}"
+        else:
+            tensors[name] = array
+    if unreadable:
+        raise ValueError(_unreadable(path, unreadable))
+    return tensors
 
 
-def _tensors_in(content: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _tensors_in(content: Any, name: str, path: Path, depth: int = 0) -> Iterator[tuple[str, Any]]:
     if hasattr(content, "detach"):
         yield name or "tensor", content.detach()
         return
+    if depth > _MAX_DEPTH:
+        raise ValueError(
+            f"expected tensors nested at most {_MAX_DEPTH} deep in {path}, got more at {name[:80]!r}...; the file may "
+            "contain itself: save a plain state dict"
+        )
     items = content.items() if isinstance(content, Mapping) else ()
     items = enumerate(content) if isinstance(content, list | tuple) else items
     for key, value in items:
-        yield from _tensors_in(value, f"{name}.{key}" if name else str(key))
+        yield from _tensors_in(value, f"{name}.{key}" if name else str(key), path, depth + 1)
 
 
-def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
+def _to_numpy(tensor: Any, torch: Any) -> np.ndarray | None:
+    """The tensor as an array; None where numpy has none like it."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return None
     if tensor.dtype == torch.bfloat16:  # numpy has no name for it: reinterpret the bits
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.contiguous().numpy()
+    try:
+        return tensor.contiguous().numpy()
+    except TypeError:
+        return None
+
+
+def _unreadable(path: Path, kinds: Mapping[str, str]) -> str:
+    listing = ", ".join(f"{name!r} ({kind})" for name, kind in sorted(kinds.items())[:12])
+    return (
+        f"expected dense tensors of types that numpy has in {path}, got {listing}; "
+        "save them as dense float32 or bfloat16"
+    )
 
 
 def _cast(tensor: np.ndarray, dtype: np.dtype | type) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -129,6 +131,68 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
     index.write_text("[]")
     with pytest.raises(ValueError, match="weight_map"):
         read_tensors(index)
+
+
+def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    for shard in (index.name, "other.bin.index.json"):
+        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(ValueError, match=f"got the index {shard}"):
+            read_tensors(index)
+
+
+def itself_in_a_list():
+    content = [torch.ones(1)]
+    content.append(content)
+    return {"rows": content}
+
+
+def deeply_nested():
+    content = {"weight": torch.ones(1)}
+    for _ in range(100):
+        content = [content]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (itself_in_a_list, r"nested at most 32 deep in .*w\.bin, got more at 'rows\.1\.1"),
+        (deeply_nested, r"nested at most 32 deep in .*w\.bin"),
+        (lambda: {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}}, r"expected one tensor 'a\.b' in .*w\.bin"),
+        (lambda: {"0": torch.ones(1), 0: torch.zeros(1)}, "expected one tensor '0'"),
+        (lambda: {"fine": torch.ones(1), "f8": torch.ones(2).to(torch.float8_e4m3fn)}, r"w\.bin, got 'f8' \(torch.float8_e4m"),
+        (lambda: {"sparse": torch.eye(2).to_sparse()}, r"'sparse' \(torch\.float32, torch\.sparse_coo\)"),
+    ],
+)  # fmt: skip
+def test_contents_that_have_no_plain_form_are_named_in_one_line(tmp_path, content, message):
+    torch.save(content(), tmp_path / "w.bin")
+    with pytest.raises(ValueError, match=message) as error:
+        read_tensors(tmp_path / "w.bin")
+    assert "\n" not in str(error.value)
+
+
+def test_safetensors_of_types_without_a_numpy_type_are_named(tmp_path):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"fine": torch.ones(1), "f8": torch.ones(2).to(torch.float8_e5m2)}, path)
+    with pytest.raises(ValueError, match=r"w\.safetensors, got 'f8' \(F8_E5M2\)"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu121", "1.13.1"])
+def test_a_torch_that_would_run_code_is_refused(tmp_path, monkeypatch, version):
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.bin")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read the file"))
+    with pytest.raises(ValueError, match=rf"torch 2\.6 or newer .* got {re.escape(version)}"):
+        read_tensors(tmp_path / "w.bin")
+
+
+def test_newer_torches_are_used(tmp_path, monkeypatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.bin")
+    for version in ("2.6.0", "2.10.0a0+git", "3.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert_same(read_tensors(tmp_path / "w.bin"), {"a": np.ones(1, np.float32)})
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.ckpt"])
