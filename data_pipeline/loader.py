@@ -51,7 +51,8 @@ class Loader:
         """Goes to a position that `get_state` gave.
 
         Raises:
-            ValueError: it belongs to other data, another batch size, seed or order.
+            ValueError: it was taken with another number of records, batch size, seed, order or number of epochs. Other data
+                with as many records can't be told apart.
         """
         stored = json.loads(state)
         num_batches = stored.pop("num_batches")

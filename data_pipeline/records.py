@@ -127,7 +127,7 @@ def open_records(directory: str | Path, split: str) -> RecordSource:
     directory = Path(directory)
     if not (directory / "dataset_info.json").is_file():
         raise FileNotFoundError(
-            f"expected a folder of records with dataset_info.json, got {directory}; make one with data_pipeline.prepare"
+            f"expected a folder of records with dataset_info.json, found none at {directory}; see docs/data.md"
         )
     builder = tfds.builder_from_directory(str(directory))
     splits = builder.info.splits

@@ -9,21 +9,32 @@ from scipy import ndimage
 _LEFT_EYE, _RIGHT_EYE, _MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]
 
 
+def check_landmarks(landmarks: Float[np.ndarray, "n 2"]) -> None:
+    """Checks that there are 5 or 68 points, all of them somewhere.
+
+    Raises:
+        ValueError: another number of points, or some that are NaN or infinite.
+    """
+    if len(landmarks) not in (5, 68):
+        raise ValueError(
+            f"expected 5 or 68 landmarks, got {len(landmarks)}; give dlib's 68 points or eyes, nose and mouth"
+        )
+    if wrong := np.flatnonzero(~np.isfinite(landmarks).all(1)).tolist():
+        raise ValueError(f"expected finite landmarks, got NaN or infinity in point {wrong[0] + 1}; find them again")
+
+
 def eyes_and_mouth(landmarks: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4 2"]:
     """Left eye, right eye, left and right mouth corner (x, y), left and right as seen in the picture.
 
     landmarks: dlib's 68 points, or 5 points: left eye, right eye, nose tip, left and right mouth corner.
 
     Raises:
-        ValueError: another number of points.
+        ValueError: see `check_landmarks`.
     """
-    if len(landmarks) == 5:
-        return np.asarray(landmarks, np.float64)[[0, 1, 3, 4]]
-    if len(landmarks) != 68:
-        raise ValueError(
-            f"expected 5 or 68 landmarks, got {len(landmarks)}; give dlib's 68 points or eyes, nose and mouth"
-        )
+    check_landmarks(landmarks)
     points = np.asarray(landmarks, np.float64)
+    if len(points) == 5:
+        return points[[0, 1, 3, 4]]
     return np.stack([points[_LEFT_EYE].mean(0), points[_RIGHT_EYE].mean(0), *points[_MOUTH_CORNERS]])
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int32, UInt8
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data_pipeline.prepare.align import align_face
+from data_pipeline.prepare.align import align_face, check_landmarks
 from data_pipeline.records import write_records
 
 INDEX_FILE = "photographs.jsonl"
@@ -59,7 +59,7 @@ def read_photographs(folder: str | Path) -> list[Photograph]:
 
     Raises:
         FileNotFoundError: the list or a file that it names is missing.
-        ValueError: a line is no such object.
+        ValueError: a line is no such object, or has landmarks that `check_landmarks` refuses.
     """
     folder = Path(folder)
     if not (folder / INDEX_FILE).is_file():
@@ -146,7 +146,12 @@ def encode_records(
 
 
 def square_crop(photograph: Photograph, size_px: int) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s2 s2"]]:
-    """The largest square of a photograph, as central around the face as it goes: resized pixels, and mask as it is."""
+    """The largest square of a photograph, as central around the face as it goes: resized pixels, and mask as it is.
+
+    Raises:
+        ValueError: landmarks, mask or picture can't be used; names the photograph.
+    """
+    _named(photograph, lambda p: check_landmarks(p.landmarks))
     pixels, mask = _pixels(photograph), _mask(photograph)
     if mask.shape != pixels.shape[:2]:
         raise ValueError(
@@ -199,13 +204,14 @@ def _mask(photograph: Photograph) -> np.ndarray:
 def _open(path: Path, mode: str) -> np.ndarray:
     try:
         return np.array(ImageOps.exif_transpose(Image.open(path)).convert(mode))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"expected a picture at {path}, got a file that can't be read ({error}); replace it"
         ) from error
 
 
-def _named(photograph: Photograph, function: Callable[[Photograph], np.ndarray]) -> np.ndarray:
+def _named(photograph: Photograph, function: Callable[[Photograph], Any]) -> Any:
+    """What the function makes of the photograph, whose name its errors get."""
     try:
         return function(photograph)
     except ValueError as error:
@@ -217,12 +223,18 @@ def _parse_line(folder: Path, number: int, line: str) -> Photograph:
     try:
         entry = json.loads(line)
         file, mask = folder / entry["file"], folder / entry["face_mask"]
-        landmarks = np.array(entry["landmarks"], np.float64).reshape(-1, 2)
-        photograph = Photograph(entry["file"], file, mask, landmarks, str(entry["caption"]), str(entry["person"]))
+        landmarks = np.array(entry["landmarks"], np.float64)
+        caption, person = str(entry["caption"]), str(entry["person"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: expected JSON with file, face_mask, landmarks, caption, person, got {error!r}; correct it"
         ) from error
+    if landmarks.ndim != 2 or landmarks.shape[1] != 2:
+        raise ValueError(f"{where}: expected landmarks [[x, y], ...], got shape {landmarks.shape}; correct it")
+    try:
+        check_landmarks(landmarks)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if missing := [path for path in (file, mask) if not path.is_file()]:
         raise FileNotFoundError(f"{where}: expected the file {missing[0]}, got none; correct its name")
-    return photograph
+    return Photograph(entry["file"], file, mask, landmarks, caption, person)

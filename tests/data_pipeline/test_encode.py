@@ -122,23 +122,36 @@ def test_a_folder_of_photographs_becomes_a_data_set(folder):
     assert train.metadata["wplus"] == "mean colour" and train.metadata["size_px"] == 64
 
 
+def line_with(landmarks: list, file: str = "0.png") -> str:
+    entry = {"file": file, "face_mask": "0_mask.png", "landmarks": landmarks, "caption": "", "person": 1}
+    return json.dumps(entry)
+
+
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
         ("{", ValueError, r"photographs.jsonl, line 6: expected JSON with file"),
         ('{"file": "0.png"}', ValueError, "line 6: .*'face_mask'"),
         (
-            '{"file": "9.png", "face_mask": "0_mask.png", "landmarks": [[1, 2]], "caption": "", "person": 1}',
+            line_with([[1, 2]] * 5, file="9.png"),
             FileNotFoundError,
             "line 6: expected the file .*9.png, got none",
         ),
+        (line_with([[1, 2]] * 7), ValueError, "photographs.jsonl, line 6: expected 5 or 68 landmarks, got 7"),
+        (line_with([[1, 2]] * 4 + [[1, float("nan")]]), ValueError, "line 6: expected finite landmarks, .* in point 5"),
+        (
+            line_with([[1] * 5, [2] * 5]),
+            ValueError,
+            r"line 6: expected landmarks \[\[x, y\], ...\], got shape \(2, 5\)",
+        ),
+        (line_with([[1, 2], [3]]), ValueError, "line 6: expected JSON with file"),
     ],
 )
 def test_a_wrong_line_of_the_list_is_named(folder, line, error, message):
     with (folder / "photographs.jsonl").open("a") as file:
         file.write(line)
     # Lines 1 to 4 are good and there is an empty one after them.
-    with pytest.raises(error, match=message.replace("line 6", "line 6")):
+    with pytest.raises(error, match=message):
         read_photographs(folder)
 
 
@@ -152,6 +165,8 @@ def test_a_folder_without_a_list_is_refused(tmp_path):
     [
         ({"face_mask": np.zeros((512, 512), np.uint8)}, "astronaut.png: expected a face mask with a face"),
         ({"landmarks": np.zeros((3, 2))}, "astronaut.png: expected 5 or 68 landmarks"),
+        ({"landmarks": np.full((5, 2), np.nan)}, "astronaut.png: expected finite landmarks, got NaN"),
+        ({"landmarks": np.ones((5, 2))}, "astronaut.png: .*landmarks that coincide"),
     ],
 )
 def test_a_photograph_that_makes_no_record_is_named(changes, message):
@@ -169,4 +184,10 @@ def test_a_mask_of_another_size_is_refused(folder):
 def test_a_damaged_file_is_named(folder):
     (folder / "0.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="expected a picture at .*0.png"):
+        list(encode_records(read_photographs(folder), ENCODERS, {"0": 0, "1": 1}, **SIZES))
+
+
+def test_a_picture_too_large_to_open_is_named(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="expected a picture at .*0.png, got a file that can't be read .*pixels"):
         list(encode_records(read_photographs(folder), ENCODERS, {"0": 0, "1": 1}, **SIZES))
