@@ -324,13 +324,13 @@ class CrossAttention(nn.Module):
         project = partial(Dense, x.shape[-1], use_bias=False, axes=("embed", "heads"), dtype=self.dtype)
         q = project(name="to_q")(x)
         k, v = (project(name=f"to_{name}")(text_embeds) for name in "kv")
-        out, weights = dot_product_attention(q, k, v, num_heads=self.num_heads), None
+        out, strength = dot_product_attention(q, k, v, num_heads=self.num_heads), None
         if self.identity is not None and identity_tokens is None and self.is_initializing():
             identity_tokens = jnp.zeros((x.shape[0], 1, self.identity.token_dim))
         if identity_tokens is not None:
             query = q if self.identity.variant == "decoupled" else project(name="to_q_id")(out)
-            out, weights = self._add_identity(out, query, identity_tokens, identity_scale, project)
-        return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), weights
+            out, strength = self._add_identity(out, query, identity_tokens, identity_scale, project)
+        return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), strength
 
     def _add_identity(self, text_out, query, tokens, scale, project):
         k, v = (project(name=f"to_{name}_id")(tokens) for name in "kv")

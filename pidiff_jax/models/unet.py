@@ -96,7 +96,7 @@ class UNet(nn.Module):
             text_embeds: hidden states of the text encoder.
             identity_tokens: from `IdentityMapper`; None leaves the identity out.
             identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to
-                (b, h, w, t); a spatial one is resized to each resolution. None means 1. Where it is 0, a layer's output
+                (b, h, w, t); lower resolutions have the means of blocks. None means 1. Where it is 0, a layer's output
                 is bitwise that without identity.
             return_attention: also return parameter path -> strength (b, h, w, t), attention weight times norm of the
                 value, the mean over heads, not scaled by `identity_scale`.
@@ -105,7 +105,7 @@ class UNet(nn.Module):
             ValueError: shapes that don't fit the spec or each other.
         """
         spec = self.spec
-        self._check_inputs(noisy_latents, identity_tokens)
+        self._check_inputs(noisy_latents, text_embeds, identity_tokens)
         scale = (
             None
             if identity_tokens is None
@@ -155,7 +155,7 @@ class UNet(nn.Module):
             name=name,
         )
 
-    def _check_inputs(self, noisy_latents: Array, identity_tokens: Array | None) -> None:
+    def _check_inputs(self, noisy_latents: Array, text_embeds: Array, identity_tokens: Array | None) -> None:
         spec = self.spec
         factor = 2 ** (len(spec.block_out_channels) - 1)
         height, width, channels = noisy_latents.shape[1:]
@@ -163,6 +163,11 @@ class UNet(nn.Module):
             raise ValueError(
                 f"expected latents of {spec.in_channels} channels with height and width divisible by {factor}, got "
                 f"{noisy_latents.shape}; latents are (batch, height, width, channels)"
+            )
+        if text_embeds.shape[-1] != spec.cross_attention_dim:
+            raise ValueError(
+                f"expected text_embeds of width {spec.cross_attention_dim}, got {text_embeds.shape}; the text encoder and "
+                "the UNet's cross_attention_dim must agree"
             )
         if identity_tokens is None:
             return

@@ -1,5 +1,7 @@
 """Blocks of the Stable Diffusion UNet; parameter paths mirror diffusers."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,28 +11,34 @@ from jaxtyping import Array, Float
 from pidiff_jax.models.attention import Conditioning, CrossAttention, IdentityAttentionSpec, SelfAttention
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, recomputed, upsample_nearest
 
-_RESNET_EPSILON = 1e-5
 _TRANSFORMER_EPSILON = 1e-6
 
 AttentionMaps = dict[str, Array]
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised convolutions with the time embedding added between, and a residual connection."""
+    """Two normalised convolutions with the time embedding, if any, added between; a residual connection.
+
+    The VAE's blocks have no time embedding, and an epsilon of 1e-6.
+    """
 
     channels: int
     num_groups: int
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], time_embed: Float[Array, "b d"]) -> Float[Array, "b h w c2"]:
-        h = GroupNorm(self.num_groups, _RESNET_EPSILON, nn.silu, self.dtype, name="norm1")(x)
+    def __call__(
+        self, x: Float[Array, "b h w c"], time_embed: Float[Array, "b d"] | None = None
+    ) -> Float[Array, "b h w c2"]:
+        h = GroupNorm(self.num_groups, self.epsilon, nn.silu, self.dtype, name="norm1")(x)
         h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)
-        shift = Dense(self.channels, axes=("embed", "conv_out"), dtype=self.dtype, name="time_emb_proj")(
-            nn.silu(time_embed)
-        )
-        h = h + shift[:, None, None]
-        h = GroupNorm(self.num_groups, _RESNET_EPSILON, nn.silu, self.dtype, name="norm2")(h)
+        if time_embed is not None:
+            shift = Dense(self.channels, axes=("embed", "conv_out"), dtype=self.dtype, name="time_emb_proj")(
+                nn.silu(time_embed)
+            )
+            h = h + shift[:, None, None]
+        h = GroupNorm(self.num_groups, self.epsilon, nn.silu, self.dtype, name="norm2")(h)
         h = Conv(self.channels, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.channels:
             x = Conv(self.channels, (1, 1), padding=0, dtype=self.dtype, name="conv_shortcut")(x)
@@ -80,13 +88,13 @@ class TransformerBlock(nn.Module):
         identity_tokens: Float[Array, "b t d_id"] | None,
         identity_scale: Float[Array, "#b #n #t"] | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
-        """Returns the features and the identity attention's weights (None without identity)."""
+        """Returns the features and the identity attention's strength: weight times norm of value; None without identity."""
         x = x + SelfAttention(self.num_heads, self.dtype, name="attn1")(LayerNorm(dtype=self.dtype, name="norm1")(x))
         cross_attention = CrossAttention(self.num_heads, self.identity, self.dtype, name="attn2")
         normed = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        attended, weights = cross_attention(normed, text_embeds, identity_tokens, identity_scale)
+        attended, strength = cross_attention(normed, text_embeds, identity_tokens, identity_scale)
         x = x + attended
-        return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x)), weights
+        return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x)), strength
 
 
 class SpatialTransformer(nn.Module):
@@ -110,9 +118,9 @@ class SpatialTransformer(nn.Module):
         for i in range(self.depth):
             name = f"transformer_blocks_{i}"
             block = TransformerBlock(self.num_heads, self.identity, self.dtype, name=name)
-            tokens, weights = block(tokens, cond.text_embeds, cond.identity_tokens, scale)
-            if weights is not None:
-                maps[f"{name}/attn2"] = weights.reshape(b, height, width, -1)
+            tokens, strength = block(tokens, cond.text_embeds, cond.identity_tokens, scale)
+            if strength is not None:
+                maps[f"{name}/attn2"] = strength.reshape(b, height, width, -1)
         return x + self._project("proj_out", tokens.reshape(x.shape)), maps
 
     def _project(self, name: str, x: Array) -> Array:
@@ -122,25 +130,36 @@ class SpatialTransformer(nn.Module):
 
 
 def scale_at(scale: Float[Array, "#b h w #t"] | None, height: int, width: int) -> Float[Array, "#b n #t"] | None:
-    """The identity scale at a level's resolution, as a sequence; n is 1 where it doesn't depend on the position."""
+    """The identity scale at a level's resolution, as a sequence; n is 1 where it doesn't depend on the position.
+
+    Lower resolutions have the means of blocks. Interpolation would let a region reach past its blocks: a person's
+    identity on the neighbour.
+    """
     if scale is None:
         return None
-    if scale.shape[1:3] not in ((1, 1), (height, width)):
-        scale = jax.image.resize(scale, (scale.shape[0], height, width, scale.shape[3]), "linear")
-    return scale.reshape(scale.shape[0], -1, scale.shape[3])
+    b, h, w, t = scale.shape
+    if (h, w) == (1, 1):
+        return scale.reshape(b, 1, t)
+    rows, columns = min(h, height), min(w, width)
+    means = scale.reshape(b, rows, h // rows, columns, w // columns, t).mean((2, 4))
+    return jnp.broadcast_to(means, (b, height, width, t)).reshape(b, -1, t)
 
 
 class Resample(nn.Module):
-    """Halves the resolution by a strided convolution, or doubles it by repetition and a convolution."""
+    """Halves the resolution by a strided convolution, or doubles it by repetition and a convolution.
+
+    `padding` as in `Conv`; the VAE pads below and on the right only where it halves.
+    """
 
     up: bool
     dtype: DTypeLike = jnp.float32
+    padding: int | Sequence[tuple[int, int]] = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         if self.up:
             x = upsample_nearest(x)
-        return Conv(x.shape[-1], strides=1 if self.up else 2, dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], strides=1 if self.up else 2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
 class Block(nn.Module):
@@ -219,4 +238,4 @@ class MidBlock(nn.Module):
 
 def with_prefix(name: str, maps: AttentionMaps) -> AttentionMaps:
     """Puts a module's name before the paths of its attention maps."""
-    return {f"{name}/{path}": weights for path, weights in maps.items()}
+    return {f"{name}/{path}": strength for path, strength in maps.items()}

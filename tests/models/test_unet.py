@@ -94,6 +94,24 @@ def test_scales_that_mean_one_agree_with_no_scale(shape):
     np.testing.assert_allclose(attend(np.ones(shape, np.float32)), attend(), atol=1e-6)
 
 
+def test_a_regional_scale_has_the_means_of_blocks_at_lower_resolutions():
+    mask = np.zeros((1, 8, 12, 1), np.float32)
+    mask[:, 2:8, 4:8] = 1  # two whole blocks of 4x4 and half of another two
+    mask[:, 0, 11] = 1
+    np.testing.assert_array_equal(scale_at(jnp.asarray(mask), 2, 3)[0, :, 0], [0, 0.5, 0.0625, 0, 1, 0])
+    half = np.asarray(scale_at(jnp.asarray(mask), 4, 6)).reshape(4, 6)
+    np.testing.assert_array_equal(half[1:, 2:4], 1)  # a region of whole blocks reaches no other
+    assert half[0, 5] == 0.25 and half.sum() == 6.25
+    np.testing.assert_array_equal(scale_at(jnp.asarray(mask), 8, 12)[0, :, 0], mask.ravel())
+    two = np.concatenate([mask, 2 * mask], axis=-1)
+    np.testing.assert_array_equal(scale_at(jnp.asarray(two), 4, 6)[0], np.outer(half, [1, 2]))
+
+
+def test_a_scale_along_one_axis_is_repeated_along_the_other():
+    rows = np.array([1, 0, 0, 2], np.float32).reshape(1, 4, 1, 1)
+    np.testing.assert_array_equal(scale_at(jnp.asarray(rows), 2, 3)[0, :, 0], [0.5, 0.5, 0.5, 1, 1, 1])
+
+
 @pytest.mark.parametrize("sink", [False, True])
 def test_attention_maps_have_every_layers_path_and_resolution(sink):
     _, params, arrays, apply = tiny_unet(sink=sink)
@@ -184,6 +202,7 @@ def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     [
         ({"noisy_latents": np.zeros((2, 7, 8, 4), np.float32)}, "divisible by 2"),
         ({"noisy_latents": np.zeros((2, 8, 8, 3), np.float32)}, "4 channels"),
+        ({"text_embeds": np.zeros((2, 5, 7), np.float32)}, r"text_embeds of width 24, got \(2, 5, 7\)"),
         ({"identity_tokens": np.zeros((2, 3, 7), np.float32)}, "width 20"),
         ({"identity_scale": np.zeros((2, 3), np.float32)}, "write missing axes as 1"),
         ({"identity_scale": np.zeros((3,), np.float32)}, "identity_scale"),
