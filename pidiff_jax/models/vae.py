@@ -8,10 +8,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pidiff_jax.models.attention import dot_product_attention
-from pidiff_jax.models.layers import Conv, Dense, GroupNorm, upsample_nearest
+from pidiff_jax.models.layers import Conv, Dense, GroupNorm
+from pidiff_jax.models.unet_blocks import Resample, ResnetBlock
 
 _EPSILON = 1e-6  # of every GroupNorm in the VAE; the UNet's residual blocks use 1e-5
 _LOG_VARIANCE_RANGE = (-30.0, 20.0)
+# Below and on the right only, unlike the UNet's.
+DOWNSAMPLING_PADDING = ((0, 1), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ class Encoder(nn.Module):
                 name=f"down_blocks_{level}",
             )(x)
         x = MidBlock(spec.norm_num_groups, spec.mid_attention, self.dtype, name="mid_block")(x)
-        x = GroupNorm(spec.norm_num_groups, _EPSILON, dtype=self.dtype, name="conv_norm_out")(x)
-        return Conv(2 * spec.latent_channels, dtype=self.dtype, name="conv_out")(nn.silu(x))
+        x = GroupNorm(spec.norm_num_groups, _EPSILON, nn.silu, self.dtype, name="conv_norm_out")(x)
+        return Conv(2 * spec.latent_channels, dtype=self.dtype, name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -129,8 +132,8 @@ class Decoder(nn.Module):
                 self.dtype,
                 name=f"up_blocks_{level}",
             )(x)
-        x = GroupNorm(spec.norm_num_groups, _EPSILON, dtype=self.dtype, name="conv_norm_out")(x)
-        return Conv(spec.in_channels * spec.patch_size**2, dtype=self.dtype, name="conv_out")(nn.silu(x))
+        x = GroupNorm(spec.norm_num_groups, _EPSILON, nn.silu, self.dtype, name="conv_norm_out")(x)
+        return Conv(spec.in_channels * spec.patch_size**2, dtype=self.dtype, name="conv_out")(x)
 
 
 class DownBlock(nn.Module):
@@ -145,10 +148,9 @@ class DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         for layer in range(self.num_layers):
-            x = ResnetBlock(self.channels, self.num_groups, self.dtype, name=f"resnets_{layer}")(x)
+            x = ResnetBlock(self.channels, self.num_groups, self.dtype, _EPSILON, name=f"resnets_{layer}")(x)
         if self.downsample:
-            # Pads below and on the right only, unlike the UNet's symmetric downsampling.
-            x = Downsample(self.channels, self.dtype, name="downsamplers_0")(x)
+            x = Resample(False, self.dtype, DOWNSAMPLING_PADDING, name="downsamplers_0")(x)
         return x
 
 
@@ -164,30 +166,8 @@ class UpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         for layer in range(self.num_layers):
-            x = ResnetBlock(self.channels, self.num_groups, self.dtype, name=f"resnets_{layer}")(x)
-        return Upsample(self.channels, self.dtype, name="upsamplers_0")(x) if self.upsample else x
-
-
-class Downsample(nn.Module):
-    """3x3 convolution of stride 2 after padding one pixel below and on the right."""
-
-    channels: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        return Conv(self.channels, strides=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")(x)
-
-
-class Upsample(nn.Module):
-    """Nearest upsampling by two, then a 3x3 convolution."""
-
-    channels: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        return Conv(self.channels, dtype=self.dtype, name="conv")(upsample_nearest(x))
+            x = ResnetBlock(self.channels, self.num_groups, self.dtype, _EPSILON, name=f"resnets_{layer}")(x)
+        return Resample(True, self.dtype, name="upsamplers_0")(x) if self.upsample else x
 
 
 class MidBlock(nn.Module):
@@ -200,28 +180,10 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
-        x = ResnetBlock(channels, self.num_groups, self.dtype, name="resnets_0")(x)
+        x = ResnetBlock(channels, self.num_groups, self.dtype, _EPSILON, name="resnets_0")(x)
         if self.attention:
             x = SpatialAttention(self.num_groups, self.dtype, name="attentions_0")(x)
-        return ResnetBlock(channels, self.num_groups, self.dtype, name="resnets_1")(x)
-
-
-class ResnetBlock(nn.Module):
-    """Two normalised convolutions with a residual connection; a 1x1 shortcut where the width changes."""
-
-    channels: int
-    num_groups: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-        h = nn.silu(GroupNorm(self.num_groups, _EPSILON, dtype=self.dtype, name="norm1")(x))
-        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)
-        h = nn.silu(GroupNorm(self.num_groups, _EPSILON, dtype=self.dtype, name="norm2")(h))
-        h = Conv(self.channels, dtype=self.dtype, name="conv2")(h)
-        if x.shape[-1] != self.channels:
-            x = Conv(self.channels, (1, 1), padding=0, dtype=self.dtype, name="conv_shortcut")(x)
-        return x + h
+        return ResnetBlock(channels, self.num_groups, self.dtype, _EPSILON, name="resnets_1")(x)
 
 
 class SpatialAttention(nn.Module):

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from pidiff_jax.convert.vae import vae_from_diffusers
 from pidiff_jax.models import vae
+from pidiff_jax.models.unet_blocks import Resample, ResnetBlock
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 
 SPEC = VAESpec(block_out_channels=(8, 16, 16), norm_num_groups=4)
@@ -79,10 +80,10 @@ def _layer(name: str):
 @pytest.mark.parametrize(
     ("path", "module", "width"),
     [
-        ("encoder/down_blocks_1/resnets_0", vae.ResnetBlock(16, 4), 8),
-        ("encoder/down_blocks_1/resnets_1", vae.ResnetBlock(16, 4), 16),
-        ("encoder/down_blocks_0/downsamplers_0", vae.Downsample(8), 8),
-        ("decoder/up_blocks_0/upsamplers_0", vae.Upsample(16), 16),
+        ("encoder/down_blocks_1/resnets_0", ResnetBlock(16, 4, epsilon=1e-6), 8),
+        ("encoder/down_blocks_1/resnets_1", ResnetBlock(16, 4, epsilon=1e-6), 16),
+        ("encoder/down_blocks_0/downsamplers_0", Resample(up=False, padding=vae.DOWNSAMPLING_PADDING), 8),
+        ("decoder/up_blocks_0/upsamplers_0", Resample(up=True), 16),
         ("decoder/mid_block/attentions_0", vae.SpatialAttention(4), 16),
     ],
 )
