@@ -59,8 +59,10 @@ class GradualStyleBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        for index in range(int(math.log2(x.shape[1]))):
-            x = nn.leaky_relu(Conv(self.width, strides=2, name=f"convs_{2 * index}")(x), 0.01)
+        index = 0
+        while x.shape[1] > 1:
+            x = nn.leaky_relu(Conv(self.width, strides=2, name=f"convs_{index}")(x), 0.01)
+            index += 2  # the activations between have the odd numbers
         return EqualLinear(self.wplus_dim, name="linear")(x.reshape(len(x), -1))
 
 

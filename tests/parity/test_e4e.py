@@ -1,5 +1,7 @@
 """The e4e encoder gives the numbers of PyTorch, and reads and writes checkpoints of encoder4editing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,16 @@ def test_codes_match_pytorch(model, params, pixels):
     average = np.random.default_rng(1).standard_normal((6, 16)).astype(np.float32)
     wplus = jax.jit(e4e.encode_wplus, static_argnums=0)(E4eEncoder(SPEC), params, average, pixels)
     assert_agrees(wplus, expected + torch.tensor(average))
+
+
+def test_codes_match_pytorch_at_sizes_that_are_no_power_of_two():
+    spec = dataclasses.replace(SPEC, input_size=48)
+    model = reference.randomised(lambda: reference.E4e(spec))
+    pixels = np.random.default_rng(6).uniform(-1, 1, (1, 48, 48, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(channels_first(pixels))
+    params = e4e_from_pytorch(spec, reference.state(model, "encoder."))
+    assert_agrees(jax.jit(E4eEncoder(spec).apply)({"params": params}, pixels), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(2, 2, 4), (3, 5, 9), (16, 16, 32)])
