@@ -27,12 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "g
 
 @dataclass(frozen=True)
 class ClipTextSpec:
-    """Sizes of a `ClipText`.
-
-    `num_layers` counts the layers that have weights; `num_skipped_layers` of the last ones don't contribute to the
-    output (CLIP skip). `final_norm` applies the final LayerNorm to whatever layer is read. `activation` is a key of
-    `ACTIVATIONS`.
-    """
+    """Sizes of a `ClipText`; `activation` is a key of `ACTIVATIONS`."""
 
     vocab_size: int = 49408
     width: int = 768
@@ -41,8 +36,6 @@ class ClipTextSpec:
     mlp_width: int = 3072
     max_length: int = 77
     activation: str = "quick_gelu"
-    num_skipped_layers: int = 0
-    final_norm: bool = True
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -53,11 +46,6 @@ class ClipTextSpec:
         if self.width % self.num_heads:
             raise ValueError(
                 f"expected width divisible by num_heads, got {self.width} and {self.num_heads}; change one"
-            )
-        if not 0 <= self.num_skipped_layers <= self.num_layers:
-            raise ValueError(
-                f"expected num_skipped_layers within 0..{self.num_layers}, got {self.num_skipped_layers}; skip "
-                "fewer layers"
             )
 
     @classmethod
@@ -93,12 +81,9 @@ class ClipText(nn.Module):
                 f"expected at most {spec.max_length} tokens, got {text_ids.shape[1]}; tokenise with the model's own "
                 "tokenizer"
             )
-        states = [ClipEmbeddings(spec, self.dtype, name="embeddings")(text_ids)]
-        # A skipped layer is still traced, so that it has parameters to load; the compiler drops its arithmetic.
-        states += ClipEncoder(spec, self.dtype, name="encoder")(states[0])
-        output = states[spec.num_layers - spec.num_skipped_layers]
-        normalised = LayerNorm(dtype=self.dtype, name="final_layer_norm")(output)
-        return normalised if spec.final_norm else output
+        states = ClipEmbeddings(spec, self.dtype, name="embeddings")(text_ids)
+        states = ClipEncoder(spec, self.dtype, name="encoder")(states)
+        return LayerNorm(dtype=self.dtype, name="final_layer_norm")(states)
 
 
 class ClipEmbeddings(nn.Module):
@@ -131,20 +116,18 @@ class Embedding(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-    """The stack of layers; returns the hidden states after each."""
+    """The stack of layers."""
 
     spec: ClipTextSpec
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b m d"]) -> list[Float[Array, "b m d"]]:
+    def __call__(self, x: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
         num_tokens = x.shape[1]
         causal = jnp.tril(jnp.ones((1, 1, num_tokens, num_tokens), bool))
-        states = []
         for layer in range(self.spec.num_layers):
             x = ClipLayer(self.spec, self.dtype, name=f"layers_{layer}")(x, causal)
-            states.append(x)
-        return states
+        return x
 
 
 class ClipLayer(nn.Module):
