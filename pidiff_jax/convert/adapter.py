@@ -87,7 +87,7 @@ def to_wplus_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec
     Raises:
         ValueError: the identity attention isn't of the residual variant, or parameters don't fit the specs.
     """
-    _check_wplus_adapter(unet_spec)
+    _check_wplus_adapter(unet_spec, mapper_spec)
     _, identity = split_identity(params["unet"])
     mapper = to_foreign(_mapper_table(mapper_spec), params["mapper"])
     return mapper | to_foreign(_identity_table(unet_spec, "wplus_adapter", "wplus"), identity)
@@ -101,7 +101,7 @@ def from_wplus_adapter(
     Raises:
         ValueError: the identity attention isn't of the residual variant, or tensors don't fit the specs.
     """
-    _check_wplus_adapter(unet_spec)
+    _check_wplus_adapter(unet_spec, mapper_spec)
     mapper = {name: tensor for name, tensor in tensors.items() if name.startswith("w_proj.")}
     identity = {name: tensor for name, tensor in tensors.items() if name not in mapper}
     return {
@@ -152,12 +152,23 @@ def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
             f"expected decoupled identity attention without a sink and {_IP_ADAPTER_TOKENS} tokens, got {identity} and "
             f"{mapper_spec.num_tokens} tokens; an IP-Adapter file can't hold this adapter"
         )
+    widths = (mapper_spec.token_dim, identity.token_dim, unet_spec.cross_attention_dim)
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"expected identity tokens as wide as the text, got a mapper of token_dim={widths[0]}, identity attention of "
+            f"token_dim={widths[1]} and cross_attention_dim={widths[2]}; diffusers refuses such an IP-Adapter"
+        )
 
 
-def _check_wplus_adapter(unet_spec: UNetSpec) -> None:
+def _check_wplus_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
     identity = unet_spec.identity
     if identity is None or identity.variant != "residual" or identity.sink:
         raise ValueError(
             f"expected residual identity attention without a sink, got {identity}; a w-plus-adapter file can't hold "
             "this adapter"
+        )
+    if mapper_spec.token_dim != identity.token_dim:
+        raise ValueError(
+            f"expected a mapper and identity attention of one token_dim, got {mapper_spec.token_dim} and "
+            f"{identity.token_dim}; give both specs the same"
         )

@@ -1,30 +1,30 @@
 """The identity branch against other projects: IP-Adapter in diffusers, and the residual attention of w-plus-adapter."""
 
+import dataclasses
 import functools
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import linen as nn
 from flax import traverse_util
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from pidiff_jax.convert.adapter import (  # noqa: E402
+from pidiff_jax.convert.adapter import (
     cross_attention_paths,
     from_ip_adapter,
     from_wplus_adapter,
     to_ip_adapter,
     to_wplus_adapter,
 )
-from pidiff_jax.convert.table import to_foreign  # noqa: E402
-from pidiff_jax.convert.unet import split_identity, unet_shapes, unet_table  # noqa: E402
-from pidiff_jax.models.attention import CrossAttention  # noqa: E402
-from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec  # noqa: E402
-from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec  # noqa: E402
-from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params  # noqa: E402
+from pidiff_jax.convert.table import to_foreign
+from pidiff_jax.convert.unet import split_identity, unet_shapes, unet_table
+from pidiff_jax.models.attention import CrossAttention
+from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
+from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -100,7 +100,7 @@ def arrays_for(spec):
     return arrays
 
 
-@pytest.mark.parametrize("scale", [0.6])
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
 def test_decoupled_attention_is_ip_adapter_in_stock_diffusers(scale):
     spec, params = adapter("decoupled")
     model, arrays = torch_unet(spec, params["unet"]), arrays_for(spec)
@@ -110,8 +110,49 @@ def test_decoupled_attention_is_ip_adapter_in_stock_diffusers(scale):
         processor.scale = [scale]
     codes = torch.from_numpy(wplus_codes()).reshape(2, 1, -1)
     expected = torch_prediction(model, arrays, added_cond_kwargs={"image_embeds": [codes]})
-    assert np.abs(expected - base).max() > 0.01
+    assert (np.abs(expected - base).max() > 0.01) == (scale > 0)
     np.testing.assert_allclose(our_prediction(spec, params, arrays, scale), expected, rtol=0, atol=1e-4)
+
+
+def test_gradients_of_the_identity_kernels_are_those_of_ip_adapters_processors():
+    spec, params = adapter("decoupled")
+    model, arrays = torch_unet(spec, params["unet"]), arrays_for(spec)
+    target = np.random.default_rng(8).standard_normal(arrays["noisy_latents"].shape).astype(np.float32)
+    model._load_ip_adapter_weights([nested(to_ip_adapter(params, spec, MAPPER))], low_cpu_mem_usage=False)
+    expected = {}
+    for number, processor in enumerate(model.attn_processors.values()):
+        if number % 2:
+            expected[f"ip_adapter.{number}.to_k_ip.weight"] = processor.to_k_ip[0].weight.requires_grad_()
+            expected[f"ip_adapter.{number}.to_v_ip.weight"] = processor.to_v_ip[0].weight.requires_grad_()
+    codes = torch.from_numpy(wplus_codes()).reshape(2, 1, -1)
+    prediction = model(
+        torch.from_numpy(arrays["noisy_latents"].transpose(0, 3, 1, 2).copy()), torch.from_numpy(arrays["timesteps"]),
+        torch.from_numpy(arrays["text_embeds"]), added_cond_kwargs={"image_embeds": [codes]},
+    ).sample  # fmt: skip
+    # Summed over the elements of a sample, so that gradients are O(1).
+    squares = (prediction - torch.from_numpy(target.transpose(0, 3, 1, 2).copy())).square()
+    squares.sum((1, 2, 3)).mean().backward()
+
+    base, identity = split_identity(params["unet"])
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def gradients(identity, base, mapper, arrays, wplus, target):
+        def loss(identity):
+            flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)
+            tokens = IdentityMapper(MAPPER).apply({"params": mapper}, wplus)
+            unet = {"params": traverse_util.unflatten_dict(flat)}
+            squares = jnp.square(UNet(spec).apply(unet, **arrays, identity_tokens=tokens) - target)
+            return squares.sum((1, 2, 3)).mean()
+
+        return jax.grad(loss)(identity)
+
+    ours = gradients(identity, base, params["mapper"], arrays, wplus_codes(), target)
+    named = to_ip_adapter({"unet": ours, "mapper": params["mapper"]}, spec, MAPPER)
+    named = {name: gradient for name, gradient in named.items() if name.startswith("ip_adapter.")}
+    assert named.keys() == expected.keys() and len(named) == 2 * 7
+    for name, weight in expected.items():
+        assert weight.grad.abs().max() > 0.1, name
+        np.testing.assert_allclose(named[name], weight.grad.numpy(), rtol=0, atol=1e-4, err_msg=name)
 
 
 class ResidualProcessor(torch.nn.Module):
@@ -224,6 +265,28 @@ def test_what_a_format_cannot_hold_is_refused():
     del incomplete["ip_adapter.3.to_k_ip.weight"]
     with pytest.raises(ValueError, match=r"ip_adapter\.3\.to_k_ip"):
         from_ip_adapter(incomplete, spec, MAPPER)
+
+
+def test_tokens_of_another_width_are_refused_in_both_formats_and_directions():
+    wider = MapperSpec(groups=MAPPER.groups, wplus_dim=10, token_dim=2 * WIDTH)
+    decoupled, params = adapter("decoupled")
+    tensors = to_ip_adapter(params, decoupled, MAPPER)
+    both_wider = dataclasses.replace(decoupled, identity=IdentityAttentionSpec(token_dim=2 * WIDTH))
+    other_text = dataclasses.replace(decoupled, cross_attention_dim=16)
+    for spec, mapper, widths in (
+        (decoupled, wider, (48, 24, 24)), (both_wider, wider, (48, 48, 24)), (other_text, MAPPER, (24, 24, 16)),
+    ):  # fmt: skip
+        message = "token_dim={}, .*token_dim={} and cross_attention_dim={};".format(*widths)
+        with pytest.raises(ValueError, match=message):
+            to_ip_adapter(params, spec, mapper)
+        with pytest.raises(ValueError, match=message):
+            from_ip_adapter(tensors, spec, mapper)
+    residual, params = adapter("residual")
+    tensors = to_wplus_adapter(params, residual, MAPPER)
+    with pytest.raises(ValueError, match="one token_dim, got 48 and 24"):
+        to_wplus_adapter(params, residual, wider)
+    with pytest.raises(ValueError, match="one token_dim, got 48 and 24"):
+        from_wplus_adapter(tensors, residual, wider)
 
 
 def test_the_zero_code_gives_the_norms_bias_and_bad_codes_are_refused():
