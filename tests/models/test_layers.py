@@ -1,0 +1,125 @@
+"""The shared layers give PyTorch's values and gradients; what is recomputed backward stays honest about NaN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import linen as nn
+
+from pidiff_jax.models import layers
+from pidiff_jax.models.layers import Conv, GroupNorm, LayerNorm, recomputed
+from pidiff_jax.models.unet_blocks import GatedGelu
+from tests.models.tiny_unet import random_params
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def channels_first(x):
+    # Copied: PyTorch's own kernel for permuted memory is off by 4e-4 in a GroupNorm at mean 30.
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def channels_last(x):
+    return x.permute(0, 2, 3, 1)
+
+
+def torch_group_norm(x, scale, bias):
+    return F.silu(channels_last(F.group_norm(channels_first(x), 4, scale, bias, 1e-5)))
+
+
+def torch_layer_norm(x, scale, bias):
+    return F.layer_norm(x, x.shape[-1:], scale, bias, 1e-5)
+
+
+def torch_gated_gelu(x, kernel, bias):
+    value, gate = (x @ kernel + bias).chunk(2, dim=-1)
+    return value * F.gelu(gate)
+
+
+def torch_conv(x, kernel, bias, padding=(1, 1, 1, 1), stride=1):
+    x = F.pad(channels_first(x), padding)
+    return channels_last(F.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride))
+
+
+def assert_values_and_gradients_agree(module, x, reference):
+    """Of the module and of `reference(x, *parameters)`, for a random weighting of the outputs; to 1e-5."""
+    names = ("kernel", "bias") if isinstance(module, GatedGelu | Conv) else ("scale", "bias")
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x)))["params"]
+    params = random_params(shapes)
+    leaves = params["proj"] if isinstance(module, GatedGelu) else params
+    tensors = [torch.tensor(array, requires_grad=True) for array in (x, *(leaves[name] for name in names))]
+    expected = reference(*tensors)
+    # Weights of mean square 1/positions: the gradients of the parameters, which are sums over positions, are O(1).
+    weights = random(*expected.shape, seed=9) / np.sqrt(np.prod(expected.shape[:-1])).astype(np.float32)
+    gradients = torch.autograd.grad((expected * torch.tensor(weights)).sum(), tensors)
+
+    @jax.jit
+    def value_and_gradients(params, x, weights):
+        loss = lambda params, x: (module.apply({"params": params}, x) * weights).sum()  # noqa: E731
+        return module.apply({"params": params}, x), jax.grad(loss, (0, 1))(params, x)
+
+    value, (d_params, d_x) = value_and_gradients(params, x, weights)
+    d_leaves = d_params["proj"] if isinstance(module, GatedGelu) else d_params
+    ours = (value, d_x, *(d_leaves[name] for name in names))
+    theirs = (expected, *gradients)
+    for name, actual, wanted in zip(("value", "x", *names), ours, theirs, strict=True):
+        wanted = wanted.detach().numpy()
+        assert np.abs(wanted).max() > 1e-2, name
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_group_norm_with_silu_is_pytorchs_also_far_from_zero(mean):
+    x = random(2, 5, 7, 16) + np.float32(mean)
+    assert_values_and_gradients_agree(GroupNorm(4, 1e-5, nn.silu), x, torch_group_norm)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_layer_norm_is_pytorchs_also_far_from_zero(mean):
+    assert_values_and_gradients_agree(LayerNorm(), random(2, 5, 24) + np.float32(mean), torch_layer_norm)
+
+
+def test_gated_gelu_is_pytorchs():
+    assert_values_and_gradients_agree(GatedGelu(12), 2.0 * random(2, 5, 8), torch_gated_gelu)
+
+
+@pytest.mark.parametrize("max_unfolded_rows", [0, 10_000])
+@pytest.mark.parametrize(("settings", "padding"), [({}, (1, 1, 1, 1)), ({"padding": ((0, 1), (2, 0))}, (2, 0, 0, 1))])
+def test_both_ways_to_convolve_are_pytorchs(monkeypatch, max_unfolded_rows, settings, padding):
+    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS", max_unfolded_rows)
+    unfolded = []
+    one_product = layers._unfolded_conv
+    monkeypatch.setattr(layers, "_unfolded_conv", lambda *args: unfolded.append(True) or one_product(*args))
+    reference = functools.partial(torch_conv, padding=padding)
+    assert_values_and_gradients_agree(Conv(6, **settings), random(2, 5, 7, 4), reference)
+    assert bool(unfolded) == (max_unfolded_rows > 0)
+
+
+def test_strided_and_pointwise_convolutions_are_pytorchs():
+    assert_values_and_gradients_agree(Conv(6, strides=2), random(2, 6, 7, 4), functools.partial(torch_conv, stride=2))
+    pointwise = functools.partial(torch_conv, padding=(0, 0, 0, 0))
+    assert_values_and_gradients_agree(Conv(6, (1, 1), padding=0), random(2, 6, 7, 4), pointwise)
+
+
+def test_recomputing_gives_the_gradient_of_the_function_itself():
+    x = jnp.asarray(random(3, 4))
+    fn = lambda x, y: jnp.sin(x) * jnp.exp(y)  # noqa: E731
+    both = [jax.jit(jax.grad(lambda x, y, f=f: f(x, y).sum(), (0, 1)))(x, 0.5 * x) for f in (fn, recomputed(fn))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *both)
+
+
+def test_a_nan_that_comes_in_backward_goes_out():
+    x = jnp.asarray(random(3, 4))
+    _, backward = jax.vjp(recomputed(lambda x, y: jnp.sin(x) * y), x, x)
+    incoming = jnp.ones_like(x).at[0, 0].set(jnp.nan)
+    assert all(np.isnan(gradient[0, 0]) for gradient in jax.jit(backward)(incoming))
+    _, backward = jax.vjp(recomputed(lambda x, y: jnp.sin(x) * y), x, x)
+    incoming = jnp.ones_like(x).at[2, 1].set(jnp.nan)
+    gradients = jax.jit(backward)(incoming)
+    assert all(np.isnan(g[2, 1]) and np.isfinite(g).sum() == g.size - 1 for g in gradients)
