@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pidiff_jax.convert.unet import unet_spec_from_config
+from pidiff_jax.diffusion.samplers import Spacing
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
@@ -16,6 +17,35 @@ Config = Mapping[str, Any]
 
 _PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+# Diffusers' defaults of the fields that are read; the types of their values are those that a file must have.
+_UNET_DEFAULTS = {
+    "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
+    "attention_head_dim": 8, "cross_attention_dim": 1280, "use_linear_projection": False,
+    "transformer_layers_per_block": 1, "norm_num_groups": 32,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}  # fmt: skip
+# Fields that select what we don't implement, with the values that mean "not used".
+_UNET_FIXED = {
+    "act_fn": ("silu",), "addition_embed_type": (None,), "addition_embed_type_num_heads": (64,),
+    "addition_time_embed_dim": (None,), "attention_type": ("default",), "center_input_sample": (False,),
+    "class_embed_type": (None,), "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,), "downsample_padding": (1,), "dropout": (0,), "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "flip_sin_to_cos": (True,), "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False), "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_attention_heads": (None,),
+    "num_class_embeds": (None,), "only_cross_attention": (False,), "projection_class_embeddings_input_dim": (None,),
+    "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+}  # fmt: skip
+# Our attention logits and softmax are float32 whatever the compute type, which covers `upcast_attention`.
+_UNET_IGNORED = ("sample_size", "upcast_attention")
+# Fields that may be one value for all levels or a list with each level's own.
+_PER_LEVEL = ("attention_head_dim", "transformer_layers_per_block", "only_cross_attention")
+_DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+_UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 _VAE_DEFAULTS = {
     "in_channels": 3, "out_channels": 3, "block_out_channels": (64,), "layers_per_block": 1, "latent_channels": 4,
@@ -93,9 +123,33 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
-    """The spec of a `UNet2DConditionModel`, without identity branch; `source` names the config in errors."""
+    """The spec of a `UNet2DConditionModel`, without identity branch; `source` names the config in errors.
+
+    Raises:
+        ValueError: a field or a value that this UNet doesn't implement, or a value of another type.
+    """
     with _named(source):
-        return unet_spec_from_config(config)
+        values = _read(config, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED)
+        down_blocks, up_blocks = values["down_block_types"], values["up_block_types"]
+        down_attention = tuple(_DOWN_BLOCKS.get(name) for name in down_blocks)
+        up_attention = tuple(_UP_BLOCKS.get(name) for name in up_blocks)
+        if None in down_attention or up_attention != down_attention[::-1]:
+            raise ValueError(
+                f"expected down_block_types of {sorted(_DOWN_BLOCKS)} and up_block_types that mirror them, got "
+                f"{down_blocks} and {up_blocks}; other blocks aren't implemented"
+            )
+        return UNetSpec(
+            in_channels=values["in_channels"],
+            out_channels=values["out_channels"],
+            block_out_channels=values["block_out_channels"],
+            layers_per_block=values["layers_per_block"],
+            down_attention=down_attention,
+            num_heads=values["attention_head_dim"],  # a misnomer in diffusers: the number of heads
+            cross_attention_dim=values["cross_attention_dim"],
+            use_linear_projection=values["use_linear_projection"],
+            transformer_depth=values["transformer_layers_per_block"],
+            norm_num_groups=values["norm_num_groups"],
+        )
 
 
 def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
@@ -146,11 +200,20 @@ def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.
     """The settings of any of diffusers' schedulers for models of Stable Diffusion's kind."""
     with _named(source):
         values = _read(config, None, _SCHEDULE_DEFAULTS, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
-        for name, known in (("prediction_type", tuple(_PREDICTION_TYPES)), ("beta_schedule", _BETA_SCHEDULES)):
+        for name, known in (
+            ("prediction_type", tuple(_PREDICTION_TYPES)),
+            ("beta_schedule", _BETA_SCHEDULES),
+            ("timestep_spacing", get_args(Spacing)),
+        ):
             if values[name] not in known:
                 raise ValueError(
                     f"expected {name} to be one of {known}, got {values[name]!r}; others aren't implemented"
                 )
+        if values["rescale_betas_zero_snr"] and values["prediction_type"] == "epsilon":
+            raise ValueError(
+                "expected prediction_type 'v_prediction' or 'sample' with rescale_betas_zero_snr, got 'epsilon'; noise "
+                "alone says nothing about the picture: correct the config"
+            )
         return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
 
 
@@ -166,20 +229,47 @@ def _named(source: str) -> Iterator[None]:
 def _read(
     config: Config, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
 ) -> dict[str, Any]:
-    """Values of the fields in `defaults`; every other field must be ignored or have one of its `fixed` values."""
+    """Values of the fields in `defaults`; every other field must be ignored or have one of its `fixed` values.
+
+    Raises:
+        ValueError: names every field that isn't known or has another value or type.
+    """
     problems = []
     if class_name is not None and config.get("_class_name", class_name) != class_name:
         problems.append(f"expected _class_name {class_name!r}, got {config['_class_name']!r}")
     for name, value in config.items():
-        if name in defaults or name in ignored or name.startswith("_"):
+        if name in ignored or name.startswith("_"):
             continue
-        if name not in fixed:
+        entries = value if name in _PER_LEVEL and isinstance(value, list | tuple) and value else [value]
+        if name in defaults:
+            if problem := _type_problem(name, value, defaults[name], entries):
+                problems.append(problem)
+        elif name not in fixed:
             problems.append(f"expected no field {name!r}, got {value!r}")
-        elif value not in fixed[name]:
+        elif any(entry not in fixed[name] for entry in entries):
             problems.append(f"expected {name!r} {' or '.join(map(repr, fixed[name]))}, got {value!r}")
     if problems:
         raise ValueError(f"{'; '.join(problems)}; only models without such settings are implemented")
     return {name: _as_tuple(config.get(name, default)) for name, default in defaults.items()}
+
+
+def _type_problem(name: str, value: Any, default: Any, entries: Sequence[Any]) -> str | None:
+    """What is wrong with the type of a value, which must be that of the default; whole numbers count things."""
+    example = default
+    if isinstance(default, tuple):
+        example, entries = default[0], value if isinstance(value, list | tuple) and value else [None]
+    if isinstance(example, bool):
+        kind, fits = "true or false", lambda x: isinstance(x, bool)
+    elif isinstance(example, int):
+        kind, fits = "a whole number above 0", lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0
+    elif isinstance(example, float):
+        kind, fits = "a number", lambda x: isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    else:
+        kind, fits = "a string", lambda x: isinstance(x, str)
+    if all(fits(entry) for entry in entries):
+        return None
+    prefix = "a list, each entry " if isinstance(default, tuple) else ""
+    return f"expected {name!r} to be {prefix}{kind}, got {value!r}"
 
 
 def _as_tuple(value: Any) -> Any:

@@ -71,6 +71,10 @@ def test_schedulers_say_what_the_model_predicts():
         (configs.unet_spec, UNET_SD15, {"class_embed_type": "timestep"}),
         (configs.unet_spec, UNET_SD15, {"addition_embed_type": "text_time"}),
         (configs.unet_spec, UNET_SD15, {"a_field_of_tomorrow": None}),
+        (configs.unet_spec, UNET_SD15, {"_class_name": "UNet3DConditionModel"}),
+        (configs.unet_spec, UNET_SD15, {"only_cross_attention": [True] * 4}),
+        (configs.unet_spec, UNET_SD15, {"down_block_types": ["AttnDownBlock2D"] * 4}),
+        (configs.unet_spec, UNET_SD15, {"up_block_types": ["CrossAttnUpBlock2D"] * 4}),
         (configs.vae_spec, VAE_SD, {"shift_factor": 0.1}),
         (configs.vae_spec, VAE_SD, {"use_quant_conv": False}),
         (configs.vae_spec, VAE_SD, {"_class_name": "AutoencoderTiny"}),
@@ -83,6 +87,7 @@ def test_schedulers_say_what_the_model_predicts():
         (configs.schedule_settings, SCHEDULER_SD15, {"trained_betas": [0.1, 0.2]}),
         (configs.schedule_settings, SCHEDULER_SD15, {"prediction_type": "flow_prediction"}),
         (configs.schedule_settings, SCHEDULER_SD15, {"beta_schedule": "sigmoid"}),
+        (configs.schedule_settings, SCHEDULER_SD15, {"timestep_spacing": "even"}),
         (configs.schedule_settings, SCHEDULER_SD15, {"a_field_of_tomorrow": 1}),
     ],
 )
@@ -93,6 +98,53 @@ def test_settings_that_are_not_implemented_are_refused_by_name_and_file(read, co
         read(config | change, "some/config.json")
     assert str(shown) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("read", "config", "field", "value", "kind"),
+    [
+        (configs.unet_spec, UNET_SD15, "layers_per_block", [2, 2, 2, 2], "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "cross_attention_dim", [768, 768], "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "cross_attention_dim", "768", "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "in_channels", True, "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "out_channels", 4.0, "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "norm_num_groups", None, "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "norm_num_groups", 0, "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "transformer_layers_per_block", [1, [1, 2], 1, 1], "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "attention_head_dim", [5, None, 20, 20], "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "attention_head_dim", [], "a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "use_linear_projection", 1, "true or false"),
+        (configs.unet_spec, UNET_SD15, "block_out_channels", 320, "a list, each entry a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "block_out_channels", [], "a list, each entry a whole number above 0"),
+        (configs.unet_spec, UNET_SD15, "down_block_types", None, "a list, each entry a string"),
+        (configs.vae_spec, VAE_SD, "scaling_factor", "0.18", "a number"),
+        (configs.vae_spec, VAE_SD, "block_out_channels", [128, "256"], "a list, each entry a whole number above 0"),
+        (configs.text_spec, TEXT_SD15, "hidden_size", None, "a whole number above 0"),
+        (configs.text_spec, TEXT_SD15, "hidden_act", 1, "a string"),
+        (configs.schedule_settings, SCHEDULER_SD15, "num_train_timesteps", 1000.0, "a whole number above 0"),
+        (configs.schedule_settings, SCHEDULER_SD15, "beta_end", float("nan"), "a number"),
+        (configs.schedule_settings, SCHEDULER_SD15, "timestep_spacing", None, "a string"),
+    ],
+)
+def test_values_of_other_types_are_refused_by_name_and_file(read, config, field, value, kind):
+    with pytest.raises(ValueError) as error:
+        read(config | {field: value}, "some/config.json")
+    assert f"some/config.json: expected {field!r} to be {kind}, got {value!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flags_may_be_repeated_for_every_level():
+    repeated = UNET_SD21 | {"only_cross_attention": [False] * 4, "transformer_layers_per_block": [1] * 4}
+    assert configs.unet_spec(repeated) == UNetSpec.sd21()
+    with pytest.raises(ValueError, match="num_heads with 4 entries"):
+        configs.unet_spec(UNET_SD21 | {"attention_head_dim": [5, 10]})
+
+
+def test_noise_prediction_is_refused_where_the_last_step_is_noise_alone():
+    zero_snr = {"rescale_betas_zero_snr": True}
+    assert configs.schedule_settings(SCHEDULER_SD21 | zero_snr).rescale_betas_zero_snr
+    with pytest.raises(ValueError, match="some/config.json: expected prediction_type 'v_prediction' or 'sample'"):
+        configs.schedule_settings(SCHEDULER_SD15 | zero_snr, "some/config.json")
 
 
 def test_files_that_are_not_configs_are_refused(tmp_path):

@@ -2,20 +2,20 @@
 
 import functools
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-from pidiff_jax.convert.table import to_foreign, to_ours  # noqa: E402
-from pidiff_jax.convert.unet import unet_spec_from_config, unet_table  # noqa: E402
-from pidiff_jax.models.attention import Conditioning  # noqa: E402
-from pidiff_jax.models.unet import UNet, UNetSpec  # noqa: E402
-from pidiff_jax.models.unet_blocks import ResnetBlock, SpatialTransformer  # noqa: E402
-from tests.models.tiny_unet import FAST_COMPILE  # noqa: E402
+from pidiff_jax.convert.diffusers_config import unet_spec
+from pidiff_jax.convert.table import to_foreign, to_ours
+from pidiff_jax.convert.unet import unet_table
+from pidiff_jax.models.attention import Conditioning
+from pidiff_jax.models.unet import UNet, UNetSpec
+from pidiff_jax.models.unet_blocks import ResnetBlock, SpatialTransformer
+from tests.models.tiny_unet import FAST_COMPILE
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -25,9 +25,18 @@ CONFIGS = {
 }
 
 
+def randomised(model):
+    """The model with norms and biases that aren't the constants of its own initialisation."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
 @functools.lru_cache
 def reference(family: str):
-    """A tiny diffusers UNet whose every parameter is random (its own initialisation has constant norms)."""
+    """A tiny diffusers UNet whose every parameter is random."""
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -37,12 +46,8 @@ def reference(family: str):
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         norm_num_groups=8,
         **CONFIGS[family],
-    ).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.requires_grad_(False)
+    )
+    return randomised(model)
 
 
 def tensors(model):
@@ -62,7 +67,7 @@ def random(*shape, seed=0):
 
 
 def converted(family):
-    spec = unet_spec_from_config(reference(family).config)
+    spec = unet_spec(reference(family).config)
     return spec, to_ours(unet_table(spec), tensors(reference(family)))
 
 
@@ -113,42 +118,19 @@ def test_missing_unknown_and_misshapen_tensors_are_named():
     assert all(name in str(error.value) for name in ("conv_in.bias", "extra.weight", "conv_out.weight"))
 
 
-def test_configs_of_stable_diffusion_give_the_full_size_specs():
-    sd15 = {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 64,
-        "attention_head_dim": 8,
-        "cross_attention_dim": 768,
-    }
-    assert unet_spec_from_config(sd15) == UNetSpec.sd15()
-    sd21 = {"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True,
-            "upcast_attention": True, "dual_cross_attention": False, "only_cross_attention": [False] * 4}  # fmt: skip
-    assert unet_spec_from_config(sd21) == UNetSpec.sd21()
+def test_stable_diffusion_1_5_has_the_published_number_of_parameters():
     assert sum(int(np.prod(entry.shape)) for entry in unet_table(UNetSpec.sd15())) == 859_520_964
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
-        ({"some_new_key": 1}, "some_new_key=1"),
-        ({"only_cross_attention": [True] * 4}, "only_cross_attention"),
-        ({"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),
-        ({"up_block_types": ["CrossAttnUpBlock2D"] * 4}, "mirror"),
-    ],
-)
-def test_configs_of_other_networks_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        unet_spec_from_config({"cross_attention_dim": 768} | change)
 
 
 @pytest.mark.slow
 def test_predictions_agree_at_the_size_of_stable_diffusion_1_5():
     torch.manual_seed(0)
-    model = diffusers.UNet2DConditionModel(cross_attention_dim=768).eval().requires_grad_(False)
-    latents, text, timesteps = random(1, 32, 32, 4), random(1, 77, 768, seed=1), np.array([500], np.int32)
+    model = randomised(diffusers.UNet2DConditionModel(cross_attention_dim=768))
+    # At 64x64 the highest level takes the code paths of the real job: XLA's convolutions and attention in chunks.
+    latents, text, timesteps = random(1, 64, 64, 4), random(1, 77, 768, seed=1), np.array([500], np.int32)
     expected = nhwc(model(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(text)).sample)
     params = to_ours(unet_table(UNetSpec.sd15()), tensors(model))
     del model
     ours = jax.jit(UNet(UNetSpec.sd15()).apply)({"params": params}, latents, timesteps, text)
+    assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
