@@ -83,8 +83,9 @@ def generate_latents(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
     """Draws scaled latents, and the map of the identity's attention.
 
-    The unconditional half of guidance has the null text and, as in training, the zero W+ code. The map is the strength of the
-    identity branch per latent position, each layer's sum made 1, averaged over layers and steps; zero without identity.
+    The unconditional half of guidance has the null text and, as in training, the zero W+ code. The map is the strength
+    of the identity branch per latent position, each layer's sum made 1, averaged over layers and steps; zero without
+    identity.
     `identity_scale` is (), (b,) or broadcasts to (b, h, w, t).
 
     Raises:

@@ -155,8 +155,8 @@ def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
     widths = (mapper_spec.token_dim, identity.token_dim, unet_spec.cross_attention_dim)
     if len(set(widths)) > 1:
         raise ValueError(
-            f"expected identity tokens as wide as the text, got a mapper of token_dim={widths[0]}, identity attention of "
-            f"token_dim={widths[1]} and cross_attention_dim={widths[2]}; diffusers refuses such an IP-Adapter"
+            f"expected identity tokens as wide as the text, got a mapper of token_dim={widths[0]}, identity attention "
+            f"of token_dim={widths[1]} and cross_attention_dim={widths[2]}; diffusers refuses such an IP-Adapter"
         )
 
 

@@ -174,8 +174,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     for name, tensor in _tensors_in(content, "", path):
         if name in tensors or name in unreadable:
             raise ValueError(
-                f"expected one tensor {name!r} in {path}, got a second one under that name (flat and nested, say); rename "
-                "one of them"
+                f"expected one tensor {name!r} in {path}, got another of that name (flat and nested, say); rename one"
             )
         array = _to_numpy(tensor, torch)
         if array is None:

@@ -166,8 +166,8 @@ class UNet(nn.Module):
             )
         if text_embeds.shape[-1] != spec.cross_attention_dim:
             raise ValueError(
-                f"expected text_embeds of width {spec.cross_attention_dim}, got {text_embeds.shape}; the text encoder and "
-                "the UNet's cross_attention_dim must agree"
+                f"expected text_embeds of width {spec.cross_attention_dim}, got {text_embeds.shape}; the text encoder "
+                "and the UNet's cross_attention_dim must agree"
             )
         if identity_tokens is None:
             return

@@ -88,7 +88,7 @@ class TransformerBlock(nn.Module):
         identity_tokens: Float[Array, "b t d_id"] | None,
         identity_scale: Float[Array, "#b #n #t"] | None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
-        """Returns the features and the identity attention's strength: weight times norm of value; None without identity."""
+        """Returns the features and the identity attention's strength, weight times norm of the value (None without it)."""
         x = x + SelfAttention(self.num_heads, self.dtype, name="attn1")(LayerNorm(dtype=self.dtype, name="norm1")(x))
         cross_attention = CrossAttention(self.num_heads, self.identity, self.dtype, name="attn2")
         normed = LayerNorm(dtype=self.dtype, name="norm2")(x)

@@ -18,7 +18,7 @@ NOISE = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32
 
 
 def start_of(prediction_type):
-    """Noise from which trajectories end near one: `denoise` sees less noise than there is, and the rest grows 20-fold."""
+    """Noise whose trajectory ends near one: `denoise` sees less noise than there is, and the rest grows 20-fold."""
     return 0.3 * NOISE if prediction_type == "eps" else NOISE
 
 
