@@ -13,7 +13,7 @@ Time, memory and scores: not yet measured. Batch size, learning rate and length 
 (w-plus-adapter, IP-Adapter).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -26,8 +26,9 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.accumulate_steps = 1
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.clip_norm = 1.0
-    config.ema_decay = 0.9999
+    config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
+    config.clip_norm = FieldReference(1.0)  # None: no clipping
+    config.ema_decay = FieldReference(0.9999)  # None: no moving average
     config.log_every_steps = 50
     config.validate_every_steps = 1_000
     config.checkpoint_every_steps = 1_000
@@ -41,7 +42,7 @@ def get_config() -> ConfigDict:
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
     config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = placeholder(float)  # weight of the denoising loss outside the face; None: no mask
-    config.min_snr_gamma = 5.0
+    config.min_snr_gamma = FieldReference(5.0)  # None: no min-SNR weighting
     config.min_time_fraction = 0.0
     config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})  # of the previews
     config.evaluation = ConfigDict({"num_preview_people": 4})

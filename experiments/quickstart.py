@@ -7,7 +7,7 @@ Paper: PIDiff (arXiv 2505.05081). Base model, W+ encoder and judges are the ship
 the mapper are trained. Leaves checkpoints, metrics.json, report.html and samples.png in the workdir.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -19,14 +19,16 @@ def get_config(length: str = "short") -> ConfigDict:
     config = ConfigDict()
     config.task = "identity"
     config.seed = 0
-    config.num_steps = 9_000 if long else 600
-    config.batch_size = 16
+    config.num_steps = 8_000 if long else 900
+    config.batch_size = 16 if long else 8
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.base = ConfigDict({"path": "portraits"})  # "portraits": the embedded base; else a diffusers folder
+    config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
+    config.base = ConfigDict({"path": "portraits"})  # the embedded base
     config.data = ConfigDict({"num_people": 8192 if long else 2048, "pictures_per_person": 2})
+    config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
     # The identity branch; see docs/method.md for what each choice does.
-    config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 5.0})
+    config.identity = ConfigDict({"variant": "decoupled", "sink": True, "value_scale": 5.0})
     config.mapper_groups = ((0, 3), (3, 5), (5, 7), (7, 10))
     config.parameter_rules = (
         (r"^mapper/", "identity"),
@@ -36,7 +38,7 @@ def get_config(length: str = "short") -> ConfigDict:
     config.groups = ConfigDict(
         {
             "identity": {
-                "learning_rate": 3e-3 if long else 5e-3,
+                "learning_rate": 5e-3 if long else 1e-2,
                 "weight_decay": 0.01,
                 "b2": 0.99,
                 "schedule": "linear",
@@ -45,20 +47,21 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
-    config.background_weight = 0.15  # of the denoising loss outside the face; None: no mask
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.2, "preserve": 0.0, "disentangle": 0.0})
+    config.background_weight = FieldReference(0.15)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
-    config.max_seconds = placeholder(float)
-    config.min_time_fraction = 0.1
+    # Stop, save and score after so long, so that a slower machine needs no more than five minutes either; None: never.
+    config.max_seconds = placeholder(float) if long else FieldReference(235.0)
+    config.min_time_fraction = 0.15 if long else 0.3
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
-    config.clip_norm = 1.0
+    config.clip_norm = FieldReference(1.0)  # None: no clipping
     config.accumulate_steps = 1
-    config.ema_decay = 0.999 if long else 0.98
+    config.ema_decay = FieldReference(0.999 if long else 0.99)  # None: no moving average
 
     config.log_every_steps = 20
-    config.validate_every_steps = 1_000 if long else 200
-    config.checkpoint_every_steps = 500 if long else 200
+    config.validate_every_steps = 1_000 if long else 400
+    config.checkpoint_every_steps = 500 if long else 400
     config.num_checkpoints = 2
-    config.sampling = ConfigDict({"num_steps": 20, "guidance_scale": 2.5, "identity_scale": 1.0})
+    config.sampling = ConfigDict({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_scale": 1.0})
     config.evaluation = ConfigDict({"num_people": 100, "num_prompts": 24})
     return config

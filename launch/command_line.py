@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
-# A user's mistakes; anything else is our defect and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, FloatingPointError)
+# A user's mistakes, and what their machine refuses; anything else is our defect and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_INTERRUPTED = 130  # the shell's status for a program ended by Ctrl-C
 
 
 def define_config() -> flags.FlagHolder:
@@ -21,7 +22,10 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; a user's mistake ends in one line on stderr and exit status 1 (2 for a bad flag)."""
+    """Parses flags and runs `main`; a user's mistake ends in one line on stderr and exit status 1 (2 for a bad flag).
+
+    With the environment variable PIDIFF_TRACEBACK set, it keeps its traceback.
+    """
     logging.set_verbosity(logging.ERROR)
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
@@ -33,6 +37,9 @@ def _guarded(main: Callable[[], None]) -> None:
         if os.environ.get("PIDIFF_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -40,8 +47,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if chosen is not None and not os.path.isfile(path := chosen.partition(":")[0]):
         print(f"error: expected a config file at {path}, found none; see experiments/", file=sys.stderr)
         sys.exit(2)
+    unset = _unset_keys(argv)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([argument for argument in argv if _override(argument) not in unset.values()])
+        for key in unset:
+            flags.FLAGS["config"].value.update_from_flattened_dict({key: None})
     except SystemExit:
         raise
     except Exception as error:  # config_flags lets errors of many kinds through, also those of the config file itself
@@ -58,14 +68,13 @@ def explain_flag_error(error: Exception, argv: Sequence[str]) -> str:
     config = _load_config(argv)
     if config is not None:
         valid = dict(config_items(config))
-        for argument in argv[1:]:
-            match = re.fullmatch(r"--?config\.([^=]+)=(.*)", argument)
-            if match is None:
-                continue
-            key, value = match.groups()
+        for key, value in filter(None, map(_override, argv[1:])):
             if key not in valid and key.split("[")[0] not in valid:
                 near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.0)
                 return f"unknown config key {key!r}; did you mean {near[0]!r}? (--config.{near[0]}=...)"
+            if isinstance(valid.get(key), ConfigDict):
+                inner = ", ".join(f"--config.{key}.{name}" for name in valid[key])
+                return f"expected a value of one key, got {value!r} for all of --config.{key}; set {inner}"
             if f"{key}={value}" in str(error):
                 return f"expected a value like {valid[key]!r} for --config.{key}, got {value!r}; correct it"
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -79,6 +88,29 @@ def config_items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, An
         yield prefix + name, value
         if isinstance(value, ConfigDict):
             yield from config_items(value, f"{prefix}{name}.")
+
+
+def _override(argument: str) -> tuple[str, str] | None:
+    """Key and value of --config.KEY=VALUE; None for other arguments. Without "=VALUE" the value is empty."""
+    match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", argument)
+    return None if match is None else (match[1], match[2] or "")
+
+
+def _unset_keys(argv: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Keys that the command line sets to None, which config_flags can't, where the config allows that.
+
+    It does where the value is a `placeholder` or a `FieldReference`.
+    """
+    config = _load_config(argv)
+    unset = {}
+    for key, value in filter(None, map(_override, argv[1:])):
+        *outer, name = key.split(".")
+        if value == "None" and config is not None:
+            inner = dict(config_items(config)).get(".".join(outer)) if outer else config
+            references = dict(inner.items(preserve_field_references=True)) if isinstance(inner, ConfigDict) else {}
+            if isinstance(references.get(name), FieldReference):
+                unset[key] = (key, value)
+    return unset
 
 
 def _config_argument(argv: Sequence[str]) -> str | None:

@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 
 from data_pipeline.portraits import person_ids
 from pidiff_jax import embedded_faces
+from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.diffusion.samplers import ddim_timesteps
 from pidiff_jax.evaluation import portraits
 from pidiff_jax.evaluation.drawing import Artist
 from pidiff_jax.evaluation.identity import Evaluation, Prompts, Protocol, evaluate_identity
-from pidiff_jax.evaluation.metrics_file import write_atomically, write_metrics
+from pidiff_jax.evaluation.metrics_file import write_metrics
 from pidiff_jax.evaluation.pictures import draw_samples, png_bytes
 from pidiff_jax.evaluation.preview import Preview, Sitters
 from pidiff_jax.evaluation.report import scores_text, write_report

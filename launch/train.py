@@ -1,6 +1,7 @@
 """Train: `python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart`.
 
-Run again with the same workdir, it resumes from the last checkpoint, or says that the run is complete.
+Run again with the same workdir, it resumes from the last checkpoint, or says that the run is complete. On a TPU pod, under
+SLURM or with JAX_COORDINATOR_ADDRESS set, start the same command on every host: the processes find each other.
 """
 
 import time
@@ -21,6 +22,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
+    from launch.processes import join_processes
+
+    join_processes()  # before anything asks JAX for devices
     from pidiff_jax.train.run import train_experiment
 
     config, workdir = CONFIG.value, Path(WORKDIR.value)

@@ -25,11 +25,13 @@ def pack(data_state: Any) -> list[Any]:
 
 
 def unpack(entries: list[Any]) -> Any:
-    """Returns the position of this process as it was given to `pack`.
+    """Returns the position of this process as it was given to `pack`; a position that all share fits any number of them.
 
     Raises:
-        ValueError: the run was saved by another number of processes, so no position fits.
+        ValueError: the run was saved by another number of processes, each at a position of its own.
     """
+    if all(entry == entries[0] for entry in entries):
+        entries = entries[:1] * jax.process_count()
     if len(entries) != jax.process_count():
         raise ValueError(
             f"expected a checkpoint of {jax.process_count()} processes, got one of {len(entries)}: each process has its own "

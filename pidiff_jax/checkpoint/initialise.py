@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pidiff_jax.optim.rules import listing
+
 
 def initialise_from(
     tree: Mapping[str, Any],
@@ -25,7 +27,7 @@ def initialise_from(
         allow_unused: regex of paths that `source` may have although `tree` has not.
 
     Raises:
-        ValueError: lists every missing, unknown and misshapen parameter.
+        ValueError: names the missing, unknown and misshapen parameters.
     """
     fresh = traverse_util.flatten_dict(dict(tree), sep="/")
     given = traverse_util.flatten_dict(dict(source), sep="/")
@@ -34,7 +36,7 @@ def initialise_from(
         if path in given:
             if given[path].shape != leaf.shape:
                 problems.append(f"{path}: expected shape {tuple(leaf.shape)}, got {tuple(given[path].shape)}")
-            out[path] = given[path].astype(leaf.dtype)
+            out[path] = given[path].astype(leaf.dtype, copy=False)
         elif not _matches(allow_missing, path):
             problems.append(f"{path}: missing in the source")
         elif isinstance(leaf, jax.ShapeDtypeStruct):
@@ -48,9 +50,8 @@ def initialise_from(
     ]
     if problems:
         raise ValueError(
-            f"expected a source that fits the parameters, got {len(problems)} differences:\n  "
-            + "\n  ".join(problems)
-            + "\ncorrect the source or the spec, or allow the difference with allow_missing or allow_unused"
+            f"expected a source that fits the parameters, got {len(problems)} differences: {listing(problems)}; "
+            "correct the source or the spec"
         )
     return traverse_util.unflatten_dict(out, sep="/")
 

@@ -1,11 +1,11 @@
 """metrics.json: the scores of a run, for programs and for comparing runs."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.bootstrap import Interval
 
 SCORES = (
@@ -44,14 +44,3 @@ def write_metrics(
     content |= {"num_steps": num_steps, "seconds_training": seconds_training}
     content |= {"versions": dict(versions), "fingerprints": dict(fingerprints), **facts}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file through a temporary one beside it, so that a crash leaves no half of it."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,9 +10,10 @@ import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
+from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.bootstrap import Interval
 from pidiff_jax.evaluation.charts import Point, line_chart
-from pidiff_jax.evaluation.metrics_file import SCORES, write_atomically
+from pidiff_jax.evaluation.metrics_file import SCORES
 from pidiff_jax.evaluation.pictures import png_bytes
 
 _EXPLANATIONS = {

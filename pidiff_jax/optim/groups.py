@@ -30,6 +30,15 @@ class GroupSpec:
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self):
+        if not self.learning_rate > 0 or self.weight_decay < 0 or self.end_factor < 0:
+            raise ValueError(
+                f"expected a learning_rate above 0 and a weight_decay and end_factor of at least 0, got {self}; correct the "
+                "group"
+            )
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
+            raise ValueError(f"expected b1 and b2 in [0, 1), got {self.b1} and {self.b2}; correct the group")
+
 
 @dataclass(frozen=True)
 class GroupedOptimizer:

@@ -1,4 +1,4 @@
-"""From the config to an experiment: with its neighbours build_*.py, the only code below launch/ that reads a config."""
+"""From the config to an experiment; below this and its neighbours build_*.py, no code sees a config."""
 
 import importlib
 from typing import Any
@@ -28,15 +28,16 @@ def build_experiment(config: Any) -> Experiment:
     """
     if config.task not in BUILDERS:
         raise ValueError(f"expected config.task of {sorted(BUILDERS)}, got {config.task!r}; correct the config")
+    # First what is checked at once; loading the base may take minutes.
+    settings = {
+        "loss_weights": {name: float(weight) for name, weight in config.losses.items()},
+        "rules": [ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
+        "groups": {name: GroupSpec(**group) for name, group in config.groups.items()},
+    }
+    loop_settings(config)
     module, function = BUILDERS[config.task]
     parts = getattr(importlib.import_module(f"pidiff_jax.train.{module}"), function)(config)
-    return Experiment(
-        name=config.task,
-        loss_weights={name: float(weight) for name, weight in config.losses.items()},
-        rules=[ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
-        groups={name: GroupSpec(**group) for name, group in config.groups.items()},
-        **parts,
-    )
+    return Experiment(name=config.task, **settings, **parts)
 
 
 def loop_settings(config: Any) -> LoopSettings:

@@ -1,13 +1,15 @@
 """Builds the identity training, on the embedded base model or on a Stable Diffusion folder in diffusers' format."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
+from jax.typing import DTypeLike
 
 from data_pipeline import portraits_data
 from data_pipeline.records import open_records
@@ -15,6 +17,7 @@ from data_pipeline.schema import validate_record
 from data_pipeline.sources import Source
 from pidiff_jax import embedded, embedded_faces
 from pidiff_jax.checkpoint.fingerprint import fingerprint
+from pidiff_jax.checkpoint.initialise import initialise_from
 from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
 from pidiff_jax.losses.reduce import active_losses
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
@@ -25,11 +28,13 @@ from pidiff_jax.train.build_portraits import encode_latents
 from pidiff_jax.train.tasks.identity import Dropout, IdentityTask
 
 EMBEDDED = "portraits"
+COMPUTE_DTYPES = ("float32", "bfloat16")
 MakeSource = Callable[[], Source]
 
 
 def build_identity(config: Any) -> dict[str, Any]:
     """The adapter on its base: every parameter of the base is loaded, those of the identity branch are new."""
+    dropout, dtype = Dropout(**config.dropout), compute_dtype(config.get("compute_dtype"))
     if config.base.path == EMBEDDED:
         components, base = embedded_base(config)
         train_source, validation_source = _portraits_sources(config, components, base)
@@ -37,6 +42,7 @@ def build_identity(config: Any) -> dict[str, Any]:
         _check_folders(config)
         components, base = _folder_base(config)
         train_source, validation_source = _record_sources(config, components)
+    components = _in_precision(components, dtype)
     params = {"unet": _with_identity(components, base["unet"], config), "text_encoder": base["text_encoder"]}
     params["mapper"] = components.mapper.init(jax.random.key(config.seed), _zero_wplus(components.mapper))["params"]
     task = IdentityTask(
@@ -48,7 +54,7 @@ def build_identity(config: Any) -> dict[str, Any]:
         components.vae.spec.scaling_factor,
         components.null_text_ids,
         active_losses=active_losses(config.losses.to_dict()),
-        dropout=Dropout(**config.dropout),
+        dropout=dropout,
         background_weight=config.background_weight,
         min_snr_gamma=config.min_snr_gamma,
         min_time_fraction=config.min_time_fraction,
@@ -61,6 +67,7 @@ def build_identity(config: Any) -> dict[str, Any]:
         "frozen_sources": {name: fingerprint(nn.meta.unbox(base[name])) for name in ("unet", "text_encoder")},
         "components": components,
         "extra_params": {"vae": base["vae"]},
+        "frozen_dtype": dtype,
     }
 
 
@@ -95,12 +102,6 @@ def _portraits_sources(config: Any, components: Components, base: dict) -> tuple
         "train": (config.data.num_people, config.data.pictures_per_person),
         "validation": (max(64, config.batch_size), 1),
     }
-    sizes = {
-        "c": components.vae.spec.latent_channels,
-        "l": components.mapper.spec.num_layers,
-        "d": components.mapper.spec.wplus_dim,
-        "m": len(components.null_text_ids),
-    }
 
     def render(split: str) -> Source:
         return portraits_data.identity_source(encode, embedded_faces.load_wplus_encoder(), split, *numbers[split])
@@ -113,7 +114,7 @@ def _portraits_sources(config: Any, components: Components, base: dict) -> tuple
 
     def checked(split: str) -> Source:
         source = sources[split]()
-        validate_record(source[0], expected=sizes)
+        validate_record(source[0], expected=_record_sizes(components))
         return source
 
     return lambda: checked("train"), lambda: checked("validation")
@@ -122,25 +123,51 @@ def _portraits_sources(config: Any, components: Components, base: dict) -> tuple
 def _with_identity(components: Components, base_unet: dict, config: Any) -> dict[str, Any]:
     """The base UNet's parameters plus a fresh identity branch; strict about what is new and what is loaded."""
     spec = components.unet.spec
-    latents = jnp.zeros((1, 8 * 2, 8 * 2, spec.in_channels))
+    side = 2 ** len(spec.block_out_channels)
+    latents = jnp.zeros((1, side, side, spec.in_channels))
     tokens = jnp.zeros((1, components.mapper.spec.num_tokens, components.mapper.spec.token_dim))
     context = jnp.zeros((1, 4, spec.cross_attention_dim))
-    shapes = jax.eval_shape(components.unet.init, jax.random.key(0), latents, jnp.zeros((1,)), context, tokens)[
-        "params"
-    ]
+    init = partial(components.unet.init, jax.random.key(0))
+    boxed = jax.eval_shape(init, latents, jnp.zeros((1,)), context, tokens)["params"]
+
+    def fresh(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+        is_identity = any("_id" == str(part.key)[-3:] for part in path)
+        return jnp.zeros(leaf.shape, leaf.dtype) if is_identity else leaf
+
+    tree = jax.tree_util.tree_map_with_path(fresh, nn.meta.unbox(boxed))
+    loaded = initialise_from(tree, nn.meta.unbox(base_unet), allow_missing="_id/")
+    values = init_identity_from_text(loaded, value_scale=config.identity.value_scale)
     is_box = lambda x: isinstance(x, nn.Partitioned)  # noqa: E731
-    flat = traverse_util.flatten_dict(shapes, sep="/", is_leaf=lambda _, x: is_box(x))
-    loaded = traverse_util.flatten_dict(nn.meta.unbox(base_unet), sep="/")
-    initial = {path: jnp.zeros(box.value.shape, jnp.float32) for path, box in flat.items() if path not in loaded}
-    unexpected = sorted(set(loaded) - set(flat)) + sorted(path for path in initial if "_id/" not in path)
-    if unexpected:
-        raise ValueError(
-            f"expected the base's parameters to fit the UNet, got differences at {unexpected[:8]}; check config.base"
-        )
-    plain = traverse_util.unflatten_dict({**loaded, **initial}, sep="/")
-    plain = init_identity_from_text(plain, value_scale=config.identity.value_scale)
-    values = traverse_util.flatten_dict(plain, sep="/")
-    return traverse_util.unflatten_dict({p: box.replace_boxed(values[p]) for p, box in flat.items()}, sep="/")
+    return jax.tree.map(lambda box, value: box.replace_boxed(value), boxed, values, is_leaf=is_box)
+
+
+def _in_precision(components: Components, dtype: DTypeLike) -> Components:
+    """Networks that compute in `dtype`; the VAE, which only prepares and shows pictures, keeps float32."""
+    names = ("unet", "text_encoder", "mapper")
+    return replace(components, **{name: getattr(components, name).clone(dtype=dtype) for name in names})
+
+
+def compute_dtype(name: str | None) -> DTypeLike:
+    """The dtype of a config's `compute_dtype`; None is float32 on a CPU and bfloat16 on accelerators.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if name is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"expected config.compute_dtype of {COMPUTE_DTYPES} or None, got {name!r}; correct it")
+    return jnp.dtype(name)
+
+
+def _record_sizes(components: Components) -> dict[str, int]:
+    """The sizes that records must have for these networks; see data_pipeline/schema.py."""
+    return {
+        "c": components.vae.spec.latent_channels,
+        "l": components.mapper.spec.num_layers,
+        "d": components.mapper.spec.wplus_dim,
+        "m": len(components.null_text_ids),
+    }
 
 
 def _zero_wplus(mapper: IdentityMapper) -> jax.Array:
@@ -157,16 +184,22 @@ def _folder_base(config: Any) -> tuple[Components, dict[str, Any]]:
 
 def _check_folders(config: Any) -> None:
     """Both complaints at once, before anything is read."""
+    if "path" not in config.data:
+        raise ValueError(
+            f"expected config.base.path={EMBEDDED!r} in this experiment, which draws its own data, got "
+            f"{config.base.path!r}; for a Stable Diffusion folder use experiments/ffhq.py"
+        )
     missing = []
     if not config.base.path or not (Path(config.base.path) / "model_index.json").is_file():
         missing.append(
             f"base model: expected a Stable Diffusion folder in diffusers' format (with model_index.json) at "
-            f"config.base.path={config.base.path!r}, found none; download or convert one and pass --config.base.path=FOLDER"
+            f"config.base.path={config.base.path!r}, found none; download or convert one and pass "
+            "--config.base.path=FOLDER (launch.evaluate: --base_path)"
         )
     if not config.data.path or not Path(config.data.path).is_dir():
         missing.append(
-            f"data: expected a folder of records at config.data.path={config.data.path!r}, found none; make one with "
-            "data_pipeline/prepare and pass --config.data.path=FOLDER"
+            f"data: expected a folder of records at config.data.path={config.data.path!r}, found none; make one as "
+            "docs/data.md shows and pass --config.data.path=FOLDER (launch.evaluate: --data_path)"
         )
     if missing:
         raise FileNotFoundError("\n".join(missing))
@@ -174,13 +207,7 @@ def _check_folders(config: Any) -> None:
 
 def _record_sources(config: Any, components: Components) -> tuple[MakeSource, MakeSource]:
     """Opens the records and checks that the first of each split fits the model."""
-    sizes = {
-        "c": components.vae.spec.latent_channels,
-        "l": components.mapper.spec.num_layers,
-        "d": components.mapper.spec.wplus_dim,
-        "m": len(components.null_text_ids),
-    }
     sources = [open_records(config.data.path, split) for split in ("train", "validation")]
     for source in sources:
-        validate_record(source[0], expected=sizes)
+        validate_record(source[0], expected=_record_sizes(components))
     return tuple(lambda source=source: source for source in sources)

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from data_pipeline.sources import Source
 from pidiff_jax.optim.groups import GroupSpec
@@ -25,6 +26,7 @@ class Experiment:
     frozen_sources: name -> content hash of where frozen parameters came from, stored with every checkpoint.
     components: what drawing needs beside the parameters; None where the task draws nothing.
     extra_params: parameters that drawing needs and training does not, such as {"vae": ...}.
+    frozen_dtype: what frozen parameters are kept in; None keeps theirs.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Experiment:
     frozen_sources: Mapping[str, str] = field(default_factory=dict)
     components: Components | None = None
     extra_params: Mapping[str, Any] = field(default_factory=dict)
+    frozen_dtype: DTypeLike | None = None
 
 
 @dataclass(frozen=True)

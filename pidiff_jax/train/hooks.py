@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class MetricsLog:
         self.started = started
         self.active = jax.process_index() == 0
         self.path = workdir / "history.jsonl"
+        if self.active:
+            _drop_half_line(self.path)
         self.writer = SummaryWriter(str(workdir / "tensorboard")) if self.active else None
         self.seconds_before = max((entry.get("seconds", 0.0) for entry in self.history()), default=0.0)
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
         if metrics is not None:
             self.write(step, {**metrics, "seconds": self.seconds()})
 
@@ -61,25 +63,38 @@ class MetricsLog:
 def read_history(path: Path) -> list[dict[str, float | int]]:
     """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins."""
     merged: dict[int, dict[str, float | int]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    text = path.read_text() if path.is_file() else ""
+    for line in text[: text.rfind("\n") + 1].splitlines():  # without a last line that was cut off
         entry = json.loads(line)
         merged.setdefault(entry["step"], {}).update(entry)
     return [merged[step] for step in sorted(merged)]
 
 
+def _drop_half_line(path: Path) -> None:
+    """Cuts off what a killed process left of its last line, so that the next line doesn't continue it."""
+    if path.is_file():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+
+
 class Validation:
     """Mean losses on held-out data, with the averaged parameters, fixed examples and fixed noise."""
 
-    def __init__(self, every_steps: int, log: MetricsLog, max_batches: int = 4):
-        self.every_steps, self.log, self.max_batches = every_steps, log, max_batches
+    def __init__(self, run: Run, log: MetricsLog, max_batches: int = 4):
+        self.every_steps, self.log = run.settings.validate_every_steps, log
+        self.batches = list(_validation_batches(run, max_batches))
         self.evaluate = None
-        self.batches: list[dict[str, np.ndarray]] = []
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
-        if step % self.every_steps and step != run.settings.num_steps:
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
+        if step % self.every_steps and not is_last:
             return
         if self.evaluate is None:
-            self._prepare(run)
+            e = run.experiment
+            self.evaluate = compile_evaluate_losses(
+                e.losses, e.loss_weights, run.average, run.frozen, self.batches[0], run.mesh
+            )
         results = [
             self.evaluate(run.average, run.frozen, shard_batch(batch, run.mesh), jax.random.key(index))
             for index, batch in enumerate(self.batches)
@@ -87,21 +102,15 @@ class Validation:
         means = {f"validation/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}
         self.log.write(step, means)
 
-    def _prepare(self, run: Run) -> None:
-        source, size = run.experiment.validation_source(), run.settings.batch_size
-        local = size // jax.process_count()
-        if len(source) < size:
-            raise ValueError(
-                f"expected at least one batch ({size}) of validation records, got {len(source)}; add records"
-            )
-        for start in range(0, min(len(source) // size, self.max_batches) * size, size):
-            first = start + jax.process_index() * local
-            records = [source[index] for index in range(first, first + local)]
-            self.batches.append({name: np.stack([r[name] for r in records]) for name in records[0]})
-        e = run.experiment
-        self.evaluate = compile_evaluate_losses(
-            e.losses, e.loss_weights, run.average, run.frozen, self.batches[0], run.mesh
-        )
+
+def _validation_batches(run: Run, max_batches: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of the first validation batches."""
+    source, size = run.validation_source, run.settings.batch_size
+    local = size // jax.process_count()
+    for start in range(0, min(len(source) // size, max_batches) * size, size):
+        first = start + jax.process_index() * local
+        records = [source[index] for index in range(first, first + local)]
+        yield {name: np.stack([r[name] for r in records]) for name in records[0]}
 
 
 class Previews:
@@ -110,8 +119,8 @@ class Previews:
     def __init__(self, every_steps: int, log: MetricsLog, preview: Preview):
         self.every_steps, self.log, self.preview = every_steps, log, preview
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
-        if step % self.every_steps == 0 and step < run.settings.num_steps:
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
+        if step % self.every_steps == 0 and not is_last:
             pictures, scores = self.preview(merge(run.average, run.frozen))
             self.log.write(step, scores, pictures)
 
@@ -122,6 +131,6 @@ class Checkpoints:
     def __init__(self, manager: CheckpointManager):
         self.manager = manager
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
         if self.manager.should_save(step):
             self.manager.save(run.state, run.loader.get_state())

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from data_pipeline.loader import make_loader
@@ -46,25 +47,46 @@ class LoopSettings:
             raise ValueError(
                 f"expected config.{small[0]} of at least 1, got {getattr(self, small[0])}; correct the config"
             )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(
+                f"expected config.clip_norm above 0, or None for no clipping, got {self.clip_norm}; correct it"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"expected config.ema_decay in [0, 1), or None for no average, got {self.ema_decay}; correct it"
+            )
+        if self.batch_size % jax.process_count():
+            raise ValueError(
+                f"expected a config.batch_size that {jax.process_count()} processes can share, got {self.batch_size}; "
+                "choose a multiple"
+            )
 
 
 class Run:
-    """A training that has been set up: parameters placed on the mesh, step compiled, data opened."""
+    """A training that has been set up: parameters placed on the mesh, data opened.
+
+    Its `experiment` has no parameters any more: the host's copy of a large base is not kept beside the placed one.
+    """
 
     def __init__(self, experiment: Experiment, settings: LoopSettings):
-        self.experiment, self.settings = experiment, settings
+        self.experiment, self.settings = replace(experiment, params={}), settings
         self.mesh = make_mesh(settings.mesh)
         parts = partition(experiment, self.mesh)
         self.params_table = parts.table
         self.optimizer = make_optimizer(parts.groups, experiment.groups, settings.num_steps, settings.clip_norm)
-        self.frozen = place(parts.frozen, parts.frozen_shardings)
+        self.frozen = place(parts.frozen, parts.frozen_shardings, experiment.frozen_dtype)
         self.state = init_state(
             place(parts.trainable, parts.trainable_shardings),
             self.optimizer,
             ema=settings.ema_decay is not None,
             shardings=parts.trainable_shardings,
         )
-        self.train_source = experiment.train_source()
+        self.train_source, self.validation_source = experiment.train_source(), experiment.validation_source()
+        if len(self.validation_source) < settings.batch_size:
+            raise ValueError(
+                f"expected at least one batch ({settings.batch_size}) of validation records, got "
+                f"{len(self.validation_source)}; add records or lower config.batch_size"
+            )
         self.loader = make_loader(
             self.train_source,
             batch_size=settings.batch_size // jax.process_count(),
@@ -106,8 +128,12 @@ class Run:
 class Hook(Protocol):
     """Something that happens now and then during training."""
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None) -> None:
-        """Called after every update; `metrics` is given every `log_every_steps`, before a checkpoint and at the end."""
+    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
+        """Called after every update.
+
+        metrics: given every `log_every_steps`, before a checkpoint and at the end.
+        is_last: no update follows, because all steps are done or the time is over.
+        """
 
 
 def train(run: Run, hooks: Sequence[Hook], started: float) -> dict[str, float]:
@@ -118,35 +144,51 @@ def train(run: Run, hooks: Sequence[Hook], started: float) -> dict[str, float]:
     settings = run.settings
     train_step = run.compile()
     batches: Iterator[dict] = iter(run.loader)
-    bar = tqdm(total=settings.num_steps, initial=run.step, unit="step", dynamic_ncols=True, smoothing=0.1)
     last: dict[str, float] = {}
-    out_of_time = False
-    step = run.step
+    step, is_last = run.step, run.step >= settings.num_steps
     metrics: dict[str, jax.Array] = {}
-    while step < settings.num_steps and not out_of_time:
-        jax.block_until_ready(metrics)  # at most one step ahead of the device: honest rates, bounded memory
-        run.state, metrics = train_step(run.state, run.frozen, shard_batch(next(batches), run.mesh))
-        step += 1
-        bar.update()
-        out_of_time = settings.max_seconds is not None and time.perf_counter() - started > settings.max_seconds
-        # Also before a checkpoint, so that none is ever written of a training that has diverged.
-        cadences = (settings.log_every_steps, settings.checkpoint_every_steps)
-        report = any(step % every == 0 for every in cadences) or step == settings.num_steps or out_of_time
-        if report:
-            last = {name: float(value) for name, value in metrics.items()}
-            _check_finite(last, step)
-            bar.set_postfix_str(_short(last))
-        for hook in hooks:
-            hook(run, step, last if report else None)
-    bar.close()
+    with _progress_bar(settings.num_steps, step) as bar:
+        while not is_last:
+            jax.block_until_ready(metrics)  # at most one step ahead of the device: honest rates, bounded memory
+            run.state, metrics = train_step(run.state, run.frozen, shard_batch(next(batches), run.mesh))
+            step += 1
+            bar.update()
+            # Also before a checkpoint, so that none is written of a training that has diverged.
+            cadences = (settings.log_every_steps, settings.checkpoint_every_steps)
+            report = any(step % every == 0 for every in cadences)
+            is_last = step == settings.num_steps or _out_of_time(settings, started, report)
+            if report or is_last:
+                last = {name: float(value) for name, value in metrics.items()}
+                _check_finite(last, step)
+                bar.set_postfix_str(_short(last))
+            for hook in hooks:
+                hook(run, step, last if report or is_last else None, is_last)
     return last
 
 
+def _progress_bar(total: int, initial: int) -> tqdm:
+    quiet = jax.process_index() != 0
+    return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, smoothing=0.1, disable=quiet)
+
+
+def _out_of_time(settings: LoopSettings, started: float, report: bool) -> bool:
+    """Whether `max_seconds` are over. Several processes stop together: they ask process 0, at reports only."""
+    if settings.max_seconds is None:
+        return False
+    over = time.perf_counter() - started > settings.max_seconds
+    if jax.process_count() == 1:
+        return over
+    return report and bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
+
+
 def _check_finite(metrics: dict[str, float], step: int) -> None:
-    if not np.isfinite(metrics["loss"]):
+    """The loss is that of the parameters before the update, their norms are of those after it: both must be sound."""
+    wrong = {n: v for n, v in metrics.items() if (n == "loss" or n.startswith("param_norm/")) and not np.isfinite(v)}
+    if wrong:
+        name, value = next(iter(wrong.items()))
         raise FloatingPointError(
-            f"expected a finite loss, got {metrics['loss']} at step {step}; lower the learning rate or check the data, "
-            "then run again: it resumes from the last checkpoint"
+            f"expected a finite loss and finite parameters, got {name} = {value} at step {step}; start in a new --workdir "
+            "with a lower learning rate, and check the data"
         )
 
 

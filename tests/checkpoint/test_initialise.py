@@ -1,4 +1,4 @@
-"""Partial initialisation takes what is there, keeps only what may stay fresh, and lists every difference."""
+"""Partial initialisation takes what is there, keeps only what may stay fresh, and names the differences."""
 
 import jax
 import numpy as np
@@ -17,15 +17,17 @@ def test_values_come_from_the_source_in_our_dtype():
     assert tree["unet"]["to_k_id"] is FRESH["unet"]["to_k_id"]
 
 
-def test_every_difference_is_listed():
+def test_differences_are_named_in_one_line():
     source = {"unet": {"to_k": np.ones((3, 2)), "to_q": np.ones(4)}}
     with pytest.raises(ValueError, match="got 3 differences") as error:
         initialise_from(FRESH, source)
-    assert [line.strip() for line in str(error.value).splitlines()[1:4]] == [
+    for problem in (
         "unet/to_k: expected shape (2, 3), got (3, 2)",
         "unet/to_k_id: missing in the source",
         "unet/to_q: of shape (4,) in the source only",
-    ]
+    ):
+        assert problem in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_unused_parameters_of_the_source_need_permission():

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments import quickstart
+from launch import command_line
+
 ROOT = Path(__file__).parents[2]
+CONFIG = quickstart.get_config()
 
 
 def call(*arguments, command="train"):
@@ -19,8 +23,21 @@ def call(*arguments, command="train"):
     [
         ("--config.num_step=3", "unknown config key 'num_step'; did you mean 'num_steps'?"),
         ("--config.groups.identity.learning_rat=1", "did you mean 'groups.identity.learning_rate'?"),
-        ("--config.num_steps=many", "expected a value like 600 for --config.num_steps, got 'many'"),
-        ("--config.batch_size=1.5", "expected a value like 16 for --config.batch_size, got '1.5'"),
+        ("--config.num_step", "unknown config key 'num_step'; did you mean 'num_steps'?"),
+        ("--config.num_steps=many", f"expected a value like {CONFIG.num_steps} for --config.num_steps, got 'many'"),
+        ("--config.batch_size=1.5", f"expected a value like {CONFIG.batch_size} for --config.batch_size, got '1.5'"),
+        ("--config.num_steps=None", f"expected a value like {CONFIG.num_steps} for --config.num_steps, got 'None'"),
+        (
+            "--config.data=5",
+            "expected a value of one key, got '5' for all of --config.data; set --config.data.cache",
+        ),
+        ("--config.base.path=sd15", "expected config.base.path='portraits' in this experiment"),
+        ("--config.dropout.both=1.5", "expected dropout probabilities"),
+        ("--config.groups.identity.learning_rate=-1.0", "expected a learning_rate above 0"),
+        (
+            "--config.compute_dtype=float16",
+            "expected config.compute_dtype of ('float32', 'bfloat16') or None, got 'float16'",
+        ),
         ("extra", "expected flags only, got 'extra'"),
     ],
 )
@@ -30,6 +47,24 @@ def test_a_wrong_key_or_type_is_named_with_the_nearest_valid_one(argument, expec
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert expected in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_none_is_a_value_of_the_keys_that_may_have_none():
+    def unset(*arguments):
+        return set(command_line._unset_keys(["train", "--config=experiments/quickstart.py", *arguments]))
+
+    assert unset("--config.background_weight=None", "--config.ema_decay=None") == {"background_weight", "ema_decay"}
+    assert unset("--config.num_steps=None", "--config.data.cache=None") == {"data.cache"}
+
+
+def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        command_line._guarded(main)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted; run the same command to go on from the last checkpoint\n"
 
 
 def test_a_config_that_is_not_there_is_said_so(tmp_path):
@@ -49,6 +84,7 @@ def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path
     (tmp_path / "config.json").write_text('{"task": "autoencoder"}')
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}", command="evaluate")
     assert "got a run of the task 'autoencoder'" in result.stderr
+    (tmp_path / "config.json").write_text('{"task": "identity", "base": {"path": "portraits"}}')
     (tmp_path / "metrics.json").touch()
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path}", command="evaluate")
     assert "expected a folder without results" in result.stderr

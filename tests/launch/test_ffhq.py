@@ -8,18 +8,23 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data_pipeline.prepare.encode import Encoders, Photograph, write_photographs
-from data_pipeline.tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
-from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
-from pidiff_jax.models.vae import AutoencoderKL
+from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
+from data_pipeline.prepare.networks import load_encoders
+from data_pipeline.tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
+from pidiff_jax.convert.files import write_safetensors
+from pidiff_jax.convert.ir_se import e4e_to_pytorch
+from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
+from pidiff_jax.models.ir_se import IRSESpec
 from tests.data_pipeline import astronaut
 
 ROOT = Path(__file__).parents[2]
@@ -61,33 +66,31 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(base, tmp_path_factory) -> Path:
-    """Records of the astronaut, as she is and at other exposures, encoded by the folder's VAE and tokenizer."""
-    loaded = load_diffusers_folder(base)
-    vae = AutoencoderKL(loaded.vae_spec)
-    encode = jax.jit(lambda params, pixels: vae.apply(params, pixels, method="encode"))
-    mix = np.random.default_rng(0).standard_normal((8 * 8 * 3, 18 * 512)).astype(np.float32) / 14
-
-    def wplus(faces):
-        return (faces.reshape(-1, 8, 8, 8, 8, 3).mean((2, 4)).reshape(-1, 192) @ mix).reshape(-1, 18, 512)
-
-    def photograph(exposure: float) -> Photograph:
-        pixels = (astronaut.pixels() * exposure).astype(np.uint8)
-        mask, landmarks = astronaut.head_mask(), astronaut.LANDMARKS
-        return Photograph(f"{exposure}.png", pixels, mask, landmarks, astronaut.CAPTION, f"person {exposure}")
-
-    encoders = Encoders(
-        latents=lambda pixels: encode({"params": loaded.vae_params}, pixels),
-        wplus=wplus,
-        tokenize=lambda captions: tokenize(loaded.tokenizer, list(captions)),
-    )
-    splits = {
-        "train": [photograph(exposure) for exposure in (1.0, 0.9, 0.8, 0.7)],
-        "validation": [photograph(exposure) for exposure in (0.6, 0.5)],
-    }
-    path = tmp_path_factory.mktemp("data") / "records"
-    write_photographs(path, splits, encoders, size_px=64, face_size_px=64)
+def photographs(tmp_path_factory) -> Path:
+    """The astronaut at six exposures, each as a person of its own, listed as docs/data.md says."""
+    path = tmp_path_factory.mktemp("photographs")
+    Image.fromarray(astronaut.head_mask()).save(path / "mask.png")
+    lines = []
+    for exposure in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
+        Image.fromarray((astronaut.pixels() * exposure).astype(np.uint8)).save(path / f"{exposure}.png")
+        entry = {"file": f"{exposure}.png", "face_mask": "mask.png", "landmarks": astronaut.LANDMARKS.tolist()}
+        lines.append(json.dumps({**entry, "caption": astronaut.CAPTION, "person": str(exposure)}))
+    (path / "photographs.jsonl").write_text("\n".join(lines))
     return path
+
+
+@pytest.fixture(scope="module")
+def data(base, photographs, tmp_path_factory) -> Path:
+    """Records of the photographs, encoded by the folder's VAE and tokenizer and a tiny e4e encoder of 18 x 512 codes."""
+    folder = tmp_path_factory.mktemp("data")
+    spec = E4eSpec(IRSESpec(units=(1, 1, 1, 1), widths=(16, 16, 16, 16)), input_size=64, style_width=16)
+    fresh = E4eEncoder(spec).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    tensors = e4e_to_pytorch(spec, nn.meta.unbox(fresh))
+    write_safetensors(folder / "e4e.safetensors", {**tensors, "latent_avg": np.zeros((18, 512), np.float32)})
+    encoders = load_encoders(base, folder / "e4e.safetensors", spec)
+    splits = split_by_person(read_photographs(photographs), validation_fraction=1 / 3)
+    write_photographs(folder / "records", splits, encoders, size_px=64, face_size_px=64)
+    return folder / "records"
 
 
 def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
@@ -118,7 +121,7 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     whole = report(run)
     assert sorted(whole) == [1, 2, 3, 4]
     assert all(np.isfinite(entry["loss"]) for entry in whole.values())
-    assert "validation/denoising" in whole[4] or "validation/loss" in whole[4]
+    assert "validation/loss/denoising" in whole[4]
 
     with Image.open(run / "samples.png") as picture:
         assert picture.width > 4 * 190 and picture.height > 2 * 190
@@ -140,6 +143,20 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     third = train(run, **paths)
     assert third.returncode == 0
     assert "this run is complete" in third.stdout
+
+
+def test_it_trains_in_half_precision_too(base, data, tmp_path):
+    result = train(tmp_path / "run", base__path=base, data__path=data, num_steps=1, compute_dtype="bfloat16")
+    assert result.returncode == 0, result.stderr
+    assert np.isfinite(report(tmp_path / "run")[1]["loss"])
+
+
+def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):
+    command = [sys.executable, "-m", "data_pipeline.prepare", f"--photographs={photographs}", f"--base={tmp_path}"]
+    command += [f"--e4e={tmp_path / 'e4e.pt'}", f"--output={tmp_path / 'records'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "expected a Stable Diffusion folder" in result.stderr and not (tmp_path / "records").exists()
 
 
 def test_without_weights_and_data_it_says_in_one_line_each_what_is_missing(tmp_path):

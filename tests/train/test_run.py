@@ -2,8 +2,10 @@
 
 import json
 import time
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.optim.rules import flatten
 from pidiff_jax.train import run
 from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.train.workdir import Workdir
 from tests.train.tiny_training import LOSS_WEIGHTS, NETWORK, RULES, SPECS, loss_fn, make_batch
 
 
@@ -119,6 +122,7 @@ def test_what_cannot_be_built_leaves_no_folder(build, tmp_path):
 def test_out_of_time_it_stops_saves_and_can_go_on(build, tmp_path, capsys):
     train(tmp_path / "run", max_seconds=0.0)
     assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
+    assert '"validation/loss"' in (tmp_path / "run" / "history.jsonl").read_text()
     assert not (tmp_path / "run" / "complete.json").exists()
     train(tmp_path / "run", max_seconds=None)
     assert json.loads((tmp_path / "run" / "complete.json").read_text())["num_steps"] == 12
@@ -132,9 +136,66 @@ def test_a_training_that_diverges_stops_before_it_is_saved(build, tmp_path):
         return {name: value * np.inf for name, value in values.items()}, metrics
 
     build(loss=diverging)
-    with pytest.raises(FloatingPointError, match="expected a finite loss, got (nan|inf) at step 3"):
+    with pytest.raises(FloatingPointError, match=r"got loss = (nan|inf) at step 3; start in a new --workdir"):
         train(tmp_path / "run")
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_parameters_that_a_bad_gradient_ruins_are_not_saved_although_their_loss_was_finite(build, tmp_path):
+    def ruinous(params, batch, key, train):
+        values, metrics = loss_fn(params, batch, key, train)
+        zero = jax.tree.leaves(params["identity"])[0].sum() * 0.0
+        return {
+            name: value + jnp.sqrt(zero) for name, value in values.items()
+        }, metrics  # the root's slope at 0 is infinite
+
+    build(loss=ruinous)
+    with pytest.raises(FloatingPointError, match=r"got param_norm/identity = nan at step 1"):
+        train(tmp_path / "run", checkpoint_every_steps=1)
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_cadence_devices_and_folders_may_change_when_a_run_resumes(build, tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    train(tmp_path / "run", log_every_steps=2, mesh={"data": 4, "fsdp": 2, "tensor": 1})
+    assert (tmp_path / "run" / "complete.json").exists()
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["mesh"]["data"] == 4 and stored["log_every_steps"] == 2
+
+
+def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(build, tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    train(tmp_path / "run")
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
+
+
+def test_two_trainings_do_not_share_a_folder(build, tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    other = Workdir(tmp_path / "run", make_config())
+    assert other.check() is False  # and takes the folder
+    with pytest.raises(ValueError, match="got a training that is under way there"):
+        train(tmp_path / "run")
+    other.release()
+    train(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_built(build, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="choose another --workdir"):
+            train(path)
+
+
+def test_too_few_validation_records_are_said_before_the_first_step(build, tmp_path, monkeypatch):
+    few = ArraySource({name: array[:4] for name, array in make_batch(0).items()})
+    whole = experiment()
+    monkeypatch.setattr(run, "build_experiment", lambda config: replace(whole, validation_source=lambda: few))
+    with pytest.raises(ValueError, match=r"at least one batch \(8\) of validation records, got 4"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_can_be_loaded_for_scoring(build, tmp_path):

@@ -32,6 +32,13 @@ class Dropout:
     identity: float = 0.05
     both: float = 0.05
 
+    def __post_init__(self):
+        chances = (self.text, self.identity, self.both)
+        if min(chances) < 0 or sum(chances) > 1:
+            raise ValueError(
+                f"expected dropout probabilities of at least 0 with a sum of at most 1, got {self}; correct them"
+            )
+
     def sample(self, key: PRNGKeyArray, batch_size: int) -> tuple[Bool[Array, "b"], Bool[Array, "b"]]:
         """Masks of the samples that lose their text and their identity; one draw, so the three cases exclude each other."""
         u = jax.random.uniform(key, (batch_size,))
@@ -62,6 +69,14 @@ class IdentityTask:
     background_weight: float | None = None
     min_snr_gamma: float | None = None
     min_time_fraction: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.min_time_fraction < 1:
+            raise ValueError(f"expected min_time_fraction in [0, 1), got {self.min_time_fraction}; correct it")
+        if self.background_weight is not None and self.background_weight < 0:
+            raise ValueError(
+                f"expected a background_weight of at least 0, or None for no mask, got {self.background_weight}; correct it"
+            )
 
     def predict(
         self, params: Mapping, noisy: Array, timesteps: Array, text_embeds: Array, wplus: Array, **kwargs

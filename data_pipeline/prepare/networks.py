@@ -1,0 +1,42 @@
+"""The networks that turn photographs into records, loaded from their published files."""
+
+from pathlib import Path
+
+import jax
+
+from data_pipeline.prepare.encode import Encoders
+from data_pipeline.tokenizer import load_tokenizer, tokenize
+from pidiff_jax.convert.diffusers_folder import load_vae
+from pidiff_jax.convert.ir_se import load_e4e_checkpoint
+from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus
+from pidiff_jax.models.vae import AutoencoderKL
+
+
+def load_encoders(base: Path | str, e4e: Path | str, e4e_spec: E4eSpec = E4eSpec()) -> Encoders:  # noqa: B008 (frozen)
+    """VAE and tokenizer of a Stable Diffusion folder in diffusers' format, and an e4e encoder.
+
+    Args:
+        base: the folder; only its `vae` and `tokenizer` are read.
+        e4e: checkpoint of encoder4editing (see `load_e4e_checkpoint`).
+        e4e_spec: sizes of the encoder; the default is the published one for FFHQ, 18 codes of 512.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one that doesn't fit.
+    """
+    if not (Path(base) / "vae" / "config.json").is_file():
+        raise FileNotFoundError(
+            f"expected a Stable Diffusion folder in diffusers' format (with vae/config.json) at {base}, found none; "
+            "download one and pass its path"
+        )
+    tokenizer = load_tokenizer(Path(base) / "tokenizer")
+    vae_spec, vae_params = load_vae(Path(base) / "vae")
+    vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
+    e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)
+    encode = jax.jit(lambda params, pixels: vae.apply({"params": params}, pixels, method="encode"))
+    invert = jax.jit(lambda params, faces: encode_wplus(encoder, params, latent_avg, faces))
+    return Encoders(
+        latents=lambda pixels: encode(vae_params, pixels),
+        wplus=lambda faces: invert(e4e_params, faces),
+        tokenize=lambda captions: tokenize(tokenizer, list(captions)),
+    )
