@@ -209,7 +209,7 @@ def _to_numpy(tensor: Any, torch: Any) -> np.ndarray | None:
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:
         return tensor.contiguous().numpy()
-    except TypeError:
+    except (TypeError, RuntimeError):  # a type that numpy lacks, or no memory behind the tensor
         return None
 
 

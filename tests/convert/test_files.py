@@ -162,6 +162,7 @@ def deeply_nested():
         (lambda: {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}}, r"expected one tensor 'a\.b' in .*w\.bin"),
         (lambda: {"0": torch.ones(1), 0: torch.zeros(1)}, "expected one tensor '0'"),
         (lambda: {"fine": torch.ones(1), "f8": torch.ones(2).to(torch.float8_e4m3fn)}, r"w\.bin, got 'f8' \(torch.float8"),
+        (lambda: {"empty": torch.ones(2, device="meta")}, r"w\.bin, got 'empty' \(torch.float32"),
         (lambda: {"sparse": torch.eye(2).to_sparse()}, r"'sparse' \(torch\.float32, torch\.sparse_coo\)"),
     ],
 )  # fmt: skip
