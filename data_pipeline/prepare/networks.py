@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from data_pipeline.prepare.encode import Encoders
 from data_pipeline.tokenizer import load_tokenizer, tokenize
@@ -34,7 +35,7 @@ def load_encoders(base: Path | str, e4e: Path | str, e4e_spec: E4eSpec = E4eSpec
     vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
     e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)
     encode = jax.jit(lambda params, pixels: vae.apply({"params": params}, pixels, method="encode"))
-    invert = jax.jit(lambda params, faces: encode_wplus(encoder, params, latent_avg, faces))
+    invert = jax.jit(lambda params, faces: encode_wplus(encoder, params, jnp.asarray(latent_avg), faces))
     return Encoders(
         latents=lambda pixels: encode(vae_params, pixels),
         wplus=lambda faces: invert(e4e_params, faces),
