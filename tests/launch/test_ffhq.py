@@ -145,6 +145,7 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     assert "this run is complete" in third.stdout
 
 
+@pytest.mark.slow
 def test_it_trains_in_half_precision_too(base, data, tmp_path):
     result = train(tmp_path / "run", base__path=base, data__path=data, num_steps=1, compute_dtype="bfloat16")
     assert result.returncode == 0, result.stderr

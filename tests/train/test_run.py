@@ -8,56 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from data_pipeline.sources import ArraySource
 from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.optim.rules import flatten
 from pidiff_jax.train import run
-from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.train.workdir import Workdir
-from tests.train.tiny_training import LOSS_WEIGHTS, NETWORK, RULES, SPECS, loss_fn, make_batch
-
-
-def make_config(**changes) -> ConfigDict:
-    config = ConfigDict(
-        {
-            "task": "tiny", "num_steps": 12, "batch_size": 8, "seed": 3, "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
-            "clip_norm": 1.0, "ema_decay": 0.9, "accumulate_steps": 1, "log_every_steps": 3, "validate_every_steps": 6,
-            "checkpoint_every_steps": 4, "num_checkpoints": 2, "max_seconds": None,
-        }
-    )  # fmt: skip
-    config.update(changes)
-    return config
-
-
-def experiment(loss=loss_fn, after=None) -> Experiment:
-    """after: called before each record is read, to interrupt a run."""
-    source = ArraySource({name: np.concatenate([array] * 5) for name, array in make_batch(0).items()})
-
-    class Interrupted(ArraySource):
-        def __getitem__(self, index):
-            if after is not None:
-                after()
-            return super().__getitem__(index)
-
-    return Experiment(
-        name="tiny",
-        params=NETWORK.init(jax.random.key(7), *map(jax.numpy.asarray, make_batch(0).values()))["params"],
-        losses=loss,
-        loss_weights=LOSS_WEIGHTS,
-        rules=RULES,
-        groups=SPECS,
-        train_source=lambda: Interrupted(source.arrays),
-        validation_source=lambda: source,
-        frozen_sources={"base": "abc"},
-    )
+from tests.train.tiny_training import NETWORK, loss_fn, make_batch, make_config, make_experiment
 
 
 @pytest.fixture
 def build(monkeypatch):
     def use(**options):
-        monkeypatch.setattr(run, "build_experiment", lambda config: experiment(**options))
+        monkeypatch.setattr(run, "build_experiment", lambda config: make_experiment(**options))
 
     use()
     return use
@@ -191,7 +154,7 @@ def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_built(build, 
 
 def test_too_few_validation_records_are_said_before_the_first_step(build, tmp_path, monkeypatch):
     few = ArraySource({name: array[:4] for name, array in make_batch(0).items()})
-    whole = experiment()
+    whole = make_experiment()
     monkeypatch.setattr(run, "build_experiment", lambda config: replace(whole, validation_source=lambda: few))
     with pytest.raises(ValueError, match=r"at least one batch \(8\) of validation records, got 4"):
         train(tmp_path / "run")

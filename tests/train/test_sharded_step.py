@@ -1,19 +1,23 @@
 """The same training on one device, on eight however the mesh divides them, and in two processes."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.train import run
 from pidiff_jax.train.step import compile_train_step, make_train_step
-from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, start
+from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, make_config, make_experiment, start
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
@@ -64,7 +68,7 @@ def test_moments_and_averages_lie_where_their_parameter_lies():
     assert all(x.sharding.spec == spec for x in same_shape)
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_stop_and_resume_as_one(tmp_path, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -88,6 +92,13 @@ def test_two_processes_train_as_one(tmp_path):
             process.kill()
             log.close()
     assert codes == [0, 0], [(tmp_path / f"log{index}").read_text()[-2000:] for index in range(2)]
-    expected = jax.tree_util.tree_leaves_with_path(train(make_mesh(devices=jax.devices()[:1]))[0])
-    actual = np.load(tmp_path / "end.npz")
-    assert_close(dict(actual), {jax.tree_util.keystr(path): leaf for path, leaf in expected})
+    assert "stopped by config.max_seconds at step 3 of 12" in (tmp_path / "log0").read_text()
+    assert "resuming from step 3 of 12" in (tmp_path / "log0").read_text()
+    assert json.loads((tmp_path / "two" / "complete.json").read_text())["num_steps"] == 12
+    steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "history.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and {3, 4, 6, 8, 9, 12} <= set(steps)
+
+    monkeypatch.setattr(run, "build_experiment", lambda config: make_experiment())
+    run.train_experiment(make_config(), tmp_path / "one", started=time.perf_counter())
+    one, two = (load_parameters(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
+    assert_close(two, one)

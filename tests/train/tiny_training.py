@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from data_pipeline.sources import ArraySource
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm
 from pidiff_jax.optim.groups import GroupedOptimizer, GroupSpec, make_optimizer
 from pidiff_jax.optim.rules import ParameterRule, assign_groups, split
 from pidiff_jax.sharding.rules import infer_shardings, place
+from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.train.state import TrainState, init_state
 
 RULES = [ParameterRule("^identity/", "identity"), ParameterRule("^mapper/", "mapper"), ParameterRule(".*", "frozen")]
 SPECS = {"identity": GroupSpec(1e-2, schedule="cosine"), "mapper": GroupSpec(3e-3, weight_decay=0.1, warmup_steps=2)}
 LOSS_WEIGHTS = {"denoising": 1.0, "localisation": 0.5, "preserve": 0.0}
 NUM_STEPS = 20
+TWO_PROCESSES = {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}}  # of two devices each
 
 
 class TinyNetwork(nn.Module):
@@ -65,3 +69,39 @@ def start(mesh: Mesh, *, clip_norm: float | None = 1.0) -> tuple[TrainState, Any
     optimizer = make_optimizer(groups, SPECS, NUM_STEPS, clip_norm)
     state = init_state(trainable, optimizer, ema=True, shardings=trainable_shardings)
     return state, place(frozen, frozen_shardings), optimizer
+
+
+def make_config(**changes) -> ConfigDict:
+    """A run of twelve steps on eight devices."""
+    config = ConfigDict(
+        {
+            "task": "tiny", "num_steps": 12, "batch_size": 8, "seed": 3, "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
+            "clip_norm": 1.0, "ema_decay": 0.9, "accumulate_steps": 1, "log_every_steps": 3, "validate_every_steps": 6,
+            "checkpoint_every_steps": 4, "num_checkpoints": 2, "max_seconds": None,
+        }
+    )  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def make_experiment(loss=loss_fn, after=None) -> Experiment:
+    """The training as `build_experiment` would give it. after: called before each record is read, to interrupt a run."""
+    source = ArraySource({name: np.concatenate([array] * 5) for name, array in make_batch(0).items()})
+
+    class Interrupted(ArraySource):
+        def __getitem__(self, index):
+            if after is not None:
+                after()
+            return super().__getitem__(index)
+
+    return Experiment(
+        name="tiny",
+        params=NETWORK.init(jax.random.key(7), *map(jnp.asarray, make_batch(0).values()))["params"],
+        losses=loss,
+        loss_weights=LOSS_WEIGHTS,
+        rules=RULES,
+        groups=SPECS,
+        train_source=lambda: Interrupted(source.arrays),
+        validation_source=lambda: source,
+        frozen_sources={"base": "abc"},
+    )
