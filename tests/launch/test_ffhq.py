@@ -21,11 +21,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
 from data_pipeline.prepare.networks import load_encoders
 from data_pipeline.tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
+from experiments import ffhq
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.convert.ir_se import e4e_to_pytorch
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 from pidiff_jax.models.ir_se import IRSESpec
 from tests.data_pipeline import astronaut
+from tests.launch.recorded_config import RecordedConfig
+from tests.launch.test_experiments import read_everything
 
 ROOT = Path(__file__).parents[2]
 TEXT_LENGTH = 16
@@ -150,6 +153,14 @@ def test_it_trains_in_half_precision_too(base, data, tmp_path):
     result = train(tmp_path / "run", base__path=base, data__path=data, num_steps=1, compute_dtype="bfloat16")
     assert result.returncode == 0, result.stderr
     assert np.isfinite(report(tmp_path / "run")[1]["loss"])
+
+
+def test_every_key_of_the_config_is_read(base, data):
+    config = ffhq.get_config()
+    config.base.path, config.data.path, config.batch_size = str(base), str(data), 2
+    recorded = RecordedConfig(config)
+    read_everything(recorded)
+    assert recorded.unread() == []
 
 
 def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):
