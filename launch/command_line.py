@@ -27,6 +27,7 @@ def run(main: Callable[[], None]) -> None:
     With the environment variable PIDIFF_TRACEBACK set, it keeps its traceback.
     """
     logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
