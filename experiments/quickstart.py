@@ -38,16 +38,17 @@ def get_config(length: str = "short") -> ConfigDict:
     config.groups = ConfigDict(
         {
             "identity": {
-                "learning_rate": 5e-3 if long else 1e-2,
+                "optimizer": "muon",
+                "learning_rate": 1e-2,
                 "weight_decay": 0.01,
                 "b2": 0.99,
                 "schedule": "linear",
                 "warmup_steps": 20,
-                "decay_fraction": 0.4,
+                "decay_fraction": 0.6 if long else 0.4,
             }
         }
     )
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.2, "preserve": 0.0, "disentangle": 0.0})
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = FieldReference(0.15)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     # Stop, save and score after so long, so that a slower machine needs no more than five minutes either; None: never.

@@ -21,17 +21,18 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "Experiment file, for example experiments/quickstart.py.")
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, after_interrupt: str) -> None:
     """Parses flags and runs `main`; a user's mistake ends in one line on stderr and exit status 1 (2 for a bad flag).
 
-    With the environment variable PIDIFF_TRACEBACK set, it keeps its traceback.
+    `after_interrupt` says how to go on after Ctrl-C. With the environment variable PIDIFF_TRACEBACK set, a mistake keeps
+    its traceback.
     """
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    app.run(lambda _: _guarded(main, after_interrupt), flags_parser=_parse)
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[[], None], after_interrupt: str) -> None:
     try:
         main()
     except USER_ERRORS as error:
@@ -39,7 +40,7 @@ def _guarded(main: Callable[[], None]) -> None:
             raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+        print(f"interrupted; {after_interrupt}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
 
 

@@ -111,4 +111,4 @@ def _listing(names: set[str]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, after_interrupt="run it again, with another --output if results lie there already")

@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, after_interrupt="run the same command to go on from the last checkpoint")

@@ -13,7 +13,7 @@ Initializer = Callable[..., Array]
 LogicalAxes = tuple[str | None, ...]
 
 # Convolutions over at most this many positions run as one matrix product on a CPU.
-_MAX_UNFOLDED_ROWS = 1024
+_MAX_UNFOLDED_ROWS = 512
 
 default_kernel_init = nn.initializers.lecun_normal()
 

@@ -7,20 +7,30 @@ from typing import Any
 import jax
 import optax
 from flax import traverse_util
+from optax import contrib
 
 from pidiff_jax.optim.rules import FROZEN, Tree, flatten, listing
 from pidiff_jax.optim.schedules import make_schedule
 
+# Root mean square of a matrix's update by Muon at a rate of 1: about AdamW's, so that the same rates and decays fit.
+# Source: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
+_MUON_RMS = 0.2
+
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """How one group is trained, with AdamW.
+    """How one group is trained.
 
     learning_rate is the peak; see `schedules.make_schedule` for schedule, warmup_steps, decay_fraction and end_factor.
     weight_decay applies to arrays of two or more dimensions, so not to biases and norms.
+    optimizer: "adamw", or "muon", whose updates of matrices are orthogonal: directions of small gradients are learned as
+        fast as those of large ones. With "muon", arrays of other than two dimensions are trained by Adam with Nesterov's
+        momentum and without decay. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    momentum: of Muon's matrices; b1, b2 and eps are Adam's.
     """
 
     learning_rate: float
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -29,15 +39,20 @@ class GroupSpec:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    momentum: float = 0.95
 
     def __post_init__(self):
+        if self.optimizer not in _TRANSFORMS:
+            raise ValueError(f"expected an optimizer of {list(_TRANSFORMS)}, got {self.optimizer!r}; correct the group")
         if not self.learning_rate > 0 or self.weight_decay < 0 or self.end_factor < 0:
             raise ValueError(
                 f"expected a learning_rate above 0 and a weight_decay and end_factor of at least 0, got {self}; correct the "
                 "group"
             )
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1):
-            raise ValueError(f"expected b1 and b2 in [0, 1), got {self.b1} and {self.b2}; correct the group")
+        if not all(0 <= decay < 1 for decay in (self.b1, self.b2, self.momentum)):
+            raise ValueError(
+                f"expected b1, b2 and momentum in [0, 1), got {self.b1}, {self.b2} and {self.momentum}; correct the group"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class GroupedOptimizer:
 def make_optimizer(
     groups: Tree, specs: Mapping[str, GroupSpec], num_steps: int, clip_norm: float | None = None
 ) -> GroupedOptimizer:
-    """Builds AdamW per group behind one clipping of the global gradient norm.
+    """Builds one optimizer per group behind one clipping of the global gradient norm.
 
     Args:
         groups: group name of every parameter, from `rules.assign_groups`; frozen leaves are left out.
@@ -79,7 +94,7 @@ def make_optimizer(
             f"the difference is {listing(sorted(names ^ set(specs)))}"
         )
     schedules = {name: _schedule(spec, num_steps) for name, spec in specs.items()}
-    transforms = {name: _adamw(spec, schedules[name]) for name, spec in specs.items()}
+    transforms = {name: _TRANSFORMS[spec.optimizer](spec, schedules[name]) for name, spec in specs.items()}
     tree = traverse_util.unflatten_dict(labels, sep="/")
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     chained = optax.chain(*clip, optax.partition(transforms, tree))
@@ -103,6 +118,21 @@ def _adamw(spec: GroupSpec, schedule: optax.Schedule) -> optax.GradientTransform
         optax.add_decayed_weights(spec.weight_decay, mask=_is_matrix) if spec.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def _muon(spec: GroupSpec, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return contrib.muon(
+        schedule,
+        beta=spec.momentum,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        consistent_rms=_MUON_RMS,
+        adam_b1=spec.b1,
+        adam_b2=spec.b2,
+    )
+
+
+_TRANSFORMS = {"adamw": _adamw, "muon": _muon}
 
 
 def _is_matrix(params: Any) -> Any:

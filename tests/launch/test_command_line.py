@@ -62,9 +62,9 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stop:
-        command_line._guarded(main)
+        command_line._guarded(main, "run it again")
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run the same command to go on from the last checkpoint\n"
+    assert capsys.readouterr().err == "interrupted; run it again\n"
 
 
 def test_a_config_that_is_not_there_is_said_so(tmp_path):

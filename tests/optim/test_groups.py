@@ -54,6 +54,34 @@ def test_one_group_is_the_same_as_optax_adamw():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *params)
 
 
+def test_muon_updates_every_direction_of_a_matrix_alike_at_adamws_size():
+    rng = np.random.default_rng(0)
+    # A gradient whose directions differ by a factor of 30, as those behind W+ codes do.
+    u, v = (np.linalg.qr(rng.normal(size=(24, 24)))[0] for _ in range(2))
+    params = {"kernel": jnp.zeros((24, 24)), "bias": jnp.zeros(24)}
+    gradients = {"kernel": jnp.asarray(u * np.geomspace(1.0, 1 / 30, 24) @ v, jnp.float32), "bias": jnp.ones(24)}
+    optimizer = make_optimizer({"kernel": "all", "bias": "all"}, {"all": GroupSpec(1e-2, optimizer="muon")}, 10)
+    updates = optimizer.update(gradients, optimizer.init(params), params)[0]
+    strengths = np.linalg.svd(updates["kernel"], compute_uv=False)
+    assert strengths.max() / strengths.min() < 3.0
+    assert np.sqrt(np.square(updates["kernel"]).mean()) == pytest.approx(0.2 * 1e-2, rel=0.3)
+    assert np.all(updates["bias"] < 0)
+
+
+def test_groups_may_use_different_optimizers():
+    specs = {"slow": GroupSpec(1e-3, optimizer="muon", weight_decay=0.5), "fast": GroupSpec(1e-1)}
+    updates = one_update(make_optimizer(GROUPS, specs, 10), 2.0)
+    np.testing.assert_allclose(updates["b"]["kernel"], -1e-1, rtol=1e-5)
+    decay_only = one_update(make_optimizer(GROUPS, specs, 10), 0.0)
+    np.testing.assert_allclose(decay_only["a"]["kernel"], -1e-3 * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(decay_only["a"]["bias"], 0.0)
+
+
+def test_an_unknown_optimizer_is_an_error():
+    with pytest.raises(ValueError, match=r"expected an optimizer of \['adamw', 'muon'\], got 'sgd'"):
+        GroupSpec(1e-3, optimizer="sgd")
+
+
 def test_frozen_parameters_have_no_optimizer_state():
     optimizer = make_optimizer(GROUPS, {"slow": GroupSpec(1e-3), "fast": GroupSpec(1e-1)}, 10)
     sizes = [x.size for x in jax.tree.leaves(optimizer.init(split(PARAMS, GROUPS)[0]))]

@@ -61,11 +61,13 @@ def test_eight_devices_accumulate_as_one():
 
 def test_moments_and_averages_lie_where_their_parameter_lies():
     state, _, _ = start(make_mesh({"fsdp": 4, "tensor": 2}))
-    spec = state.trainable["identity"]["kernel"].sharding.spec
-    assert spec == jax.sharding.PartitionSpec("fsdp", "tensor")
-    same_shape = [x for x in jax.tree.leaves((state.ema, state.opt_state)) if x.shape == (16, 32)]
-    assert len(same_shape) == 3
-    assert all(x.sharding.spec == spec for x in same_shape)
+    # Muon keeps one momentum, AdamW two moments; each parameter has one average.
+    for name, count in (("identity", 2), ("mapper", 3)):
+        kernel = state.trainable[name]["kernel"]
+        assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+        same_shape = [x for x in jax.tree.leaves((state.ema, state.opt_state)) if x.shape == kernel.shape]
+        assert len(same_shape) == count
+        assert all(x.sharding == kernel.sharding for x in same_shape)
 
 
 def test_two_processes_train_stop_and_resume_as_one(tmp_path, monkeypatch):

@@ -19,7 +19,10 @@ from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.train.state import TrainState, init_state
 
 RULES = [ParameterRule("^identity/", "identity"), ParameterRule("^mapper/", "mapper"), ParameterRule(".*", "frozen")]
-SPECS = {"identity": GroupSpec(1e-2, schedule="cosine"), "mapper": GroupSpec(3e-3, weight_decay=0.1, warmup_steps=2)}
+SPECS = {
+    "identity": GroupSpec(1e-2, optimizer="muon", schedule="cosine"),
+    "mapper": GroupSpec(3e-3, weight_decay=0.1, warmup_steps=2),
+}
 LOSS_WEIGHTS = {"denoising": 1.0, "localisation": 0.5, "preserve": 0.0}
 NUM_STEPS = 20
 TWO_PROCESSES = {"mesh": {"data": 2, "fsdp": 2, "tensor": 1}}  # of two devices each
