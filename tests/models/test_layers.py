@@ -89,16 +89,20 @@ def test_gated_gelu_is_pytorchs():
     assert_values_and_gradients_agree(GatedGelu(12), 2.0 * random(2, 5, 8), torch_gated_gelu)
 
 
-@pytest.mark.parametrize("max_unfolded_rows", [0, 10_000])
+@pytest.mark.parametrize("ways", ["xla", "unfolded", "unfolded backward"])
 @pytest.mark.parametrize(("settings", "padding"), [({}, (1, 1, 1, 1)), ({"padding": ((0, 1), (2, 0))}, (2, 0, 0, 1))])
-def test_both_ways_to_convolve_are_pytorchs(monkeypatch, max_unfolded_rows, settings, padding):
-    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS", max_unfolded_rows)
-    unfolded = []
-    one_product = layers._unfolded_conv
-    monkeypatch.setattr(layers, "_unfolded_conv", lambda *args: unfolded.append(True) or one_product(*args))
+def test_all_ways_to_convolve_are_pytorchs(monkeypatch, ways, settings, padding):
+    rows = 2 * 5 * 7
+    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS", rows if ways == "unfolded" else rows - 1)
+    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS_BACKWARD", rows - 1 if ways == "xla" else rows)
+    used = set()
+    for name in ("_xla_conv", "_unfolded_conv"):
+        convolve = getattr(layers, name)
+        monkeypatch.setattr(layers, name, lambda *a, name=name, convolve=convolve: used.add(name) or convolve(*a))
     reference = functools.partial(torch_conv, padding=padding)
     assert_values_and_gradients_agree(Conv(6, **settings), random(2, 5, 7, 4), reference)
-    assert bool(unfolded) == (max_unfolded_rows > 0)
+    both = {"_xla_conv", "_unfolded_conv"}
+    assert used == {"xla": {"_xla_conv"}, "unfolded": {"_unfolded_conv"}, "unfolded backward": both}[ways]
 
 
 def test_strided_and_pointwise_convolutions_are_pytorchs():
