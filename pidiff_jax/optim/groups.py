@@ -26,7 +26,7 @@ class GroupSpec:
     optimizer: "adamw", or "muon", whose updates of matrices are orthogonal: directions of small gradients are learned as
         fast as those of large ones. With "muon", arrays of other than two dimensions are trained by Adam with Nesterov's
         momentum and without decay. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
-    momentum: of Muon's matrices; b1, b2 and eps are Adam's.
+    momentum: of Muon's matrices; b1 and b2 are Adam's, eps serves both.
     """
 
     learning_rate: float
