@@ -51,6 +51,12 @@ def get_config() -> ConfigDict:
         (r"^mapper/", "mapper"),
         (r"^(unet|text_encoder)/", "frozen"),
     )
-    adamw = {"learning_rate": 1e-4, "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 1_000}
+    adamw = {
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "schedule": "constant",
+        "warmup_steps": 1_000,
+    }
     config.groups = ConfigDict({"identity": dict(adamw), "mapper": dict(adamw)})
     return config

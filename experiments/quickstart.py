@@ -19,7 +19,7 @@ def get_config(length: str = "short") -> ConfigDict:
     config = ConfigDict()
     config.task = "identity"
     config.seed = 0
-    config.num_steps = 8_000 if long else 900
+    config.num_steps = 5_000 if long else 900
     config.batch_size = 16 if long else 8
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
@@ -28,8 +28,8 @@ def get_config(length: str = "short") -> ConfigDict:
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
     # The identity branch; see docs/method.md for what each choice does.
-    config.identity = ConfigDict({"variant": "decoupled", "sink": True, "value_scale": 5.0})
-    config.mapper_groups = ((0, 3), (3, 5), (5, 7), (7, 10))
+    config.identity = ConfigDict({"variant": "independent", "sink": True, "value_scale": 5.0})
+    config.mapper_groups = tuple((layer, layer + 1) for layer in range(10))  # one token for each layer of W+
     config.parameter_rules = (
         (r"^mapper/", "identity"),
         (r"^unet/.*/to_[qkv]_id/", "identity"),

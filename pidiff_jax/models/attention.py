@@ -254,8 +254,9 @@ def pallas_attention(
 class IdentityAttentionSpec:
     """The identity branch of a UNet's cross-attentions.
 
-    variant: "decoupled" shares the text attention's query (as IP-Adapter); "residual" has its own query, which reads
-        the text-attended feature (as w-plus-adapter).
+    variant: "decoupled" shares the text attention's query (as IP-Adapter); "independent" has its own query, which reads
+        what the text attention's reads; "residual" has its own query, which reads the text-attended feature (as
+        w-plus-adapter).
     token_dim: width of the identity tokens.
     sink: adds a key with logit 0 and value 0, so that a position can decline the identity. Without it every position's
         weights sum to 1. An adapter with a sink can't be exported to other projects' formats.
@@ -266,9 +267,10 @@ class IdentityAttentionSpec:
     sink: bool = False
 
     def __post_init__(self):
-        if self.variant not in ("decoupled", "residual"):
+        if self.variant not in ("decoupled", "independent", "residual"):
             raise ValueError(
-                f"expected variant 'decoupled' or 'residual', got {self.variant!r}; correct the identity spec"
+                f"expected variant 'decoupled', 'independent' or 'residual', got {self.variant!r}; correct the identity "
+                "spec"
             )
 
 
@@ -328,7 +330,10 @@ class CrossAttention(nn.Module):
         if self.identity is not None and identity_tokens is None and self.is_initializing():
             identity_tokens = jnp.zeros((x.shape[0], 1, self.identity.token_dim))
         if identity_tokens is not None:
-            query = q if self.identity.variant == "decoupled" else project(name="to_q_id")(out)
+            if self.identity.variant == "decoupled":
+                query = q
+            else:
+                query = project(name="to_q_id")(x if self.identity.variant == "independent" else out)
             out, strength = self._add_identity(out, query, identity_tokens, identity_scale, project)
         return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), strength
 

@@ -1,6 +1,5 @@
 """Layers shared by the networks: Linen modules whose parameters carry logical axis names, channels last."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,12 +8,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from pidiff_jax.models.cpu_conv import cpu_conv, xla_conv
+
 Initializer = Callable[..., Array]
 LogicalAxes = tuple[str | None, ...]
-
-# Convolutions over at most this many positions run as one matrix product on a CPU, forward and backward.
-_MAX_UNFOLDED_ROWS = 512
-_MAX_UNFOLDED_ROWS_BACKWARD = 1024
 
 default_kernel_init = nn.initializers.lecun_normal()
 
@@ -77,56 +74,15 @@ class Conv(nn.Module):
                 x, kernel[0, 0]
             )  # a 1x1 convolution is a matrix product, which XLA's CPU backend runs faster
         elif self.strides == 1 and target_platform() == "cpu":
-            y = _cpu_conv(x, kernel, padding)
+            y = cpu_conv(x, kernel, padding)
         else:
-            y = _xla_conv(x, kernel, padding, self.strides)
+            y = xla_conv(x, kernel, padding, self.strides)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (self.features,)
             )
             y = y + bias.astype(self.dtype)
         return y
-
-
-def _xla_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Sequence[tuple[int, int]], strides: int = 1
-) -> Float[Array, "b h2 w2 f"]:
-    return jax.lax.conv_general_dilated(x, kernel, (strides,) * 2, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _cpu_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Sequence[tuple[int, int]]
-) -> Float[Array, "b h2 w2 f"]:
-    """Convolution with stride 1, each direction the way that is faster for this many positions."""
-    rows = math.prod(x.shape[:3])
-    if rows <= _MAX_UNFOLDED_ROWS:
-        return _unfolded_conv(x, kernel, padding)
-    if rows > _MAX_UNFOLDED_ROWS_BACKWARD:
-        return _xla_conv(x, kernel, padding)
-    conv = jax.custom_vjp(lambda x, kernel: _xla_conv(x, kernel, padding))
-    conv.defvjp(
-        lambda x, kernel: (_xla_conv(x, kernel, padding), (x, kernel)),
-        lambda args, d_out: jax.vjp(lambda x, kernel: _unfolded_conv(x, kernel, padding), *args)[1](d_out),
-    )
-    return conv(x, kernel)
-
-
-def _unfolded_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Sequence[tuple[int, int]]
-) -> Float[Array, "b h2 w2 f"]:
-    """Convolution with stride 1 as one matrix product of all neighbourhoods.
-
-    On a CPU, XLA's own convolution is as fast for large pictures, but for small ones with many channels this measured
-    2 to 4 times faster forward, 3 to 8 times backward (1280 channels, 16x16 and 8x8): the kernel is never transposed. At
-    32x32 it loses forward and wins backward, and there backward needs less memory too.
-    """
-    kernel_height, kernel_width, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = x.shape[1] - kernel_height + 1, x.shape[2] - kernel_width + 1
-    shifts = [(i, j) for i in range(kernel_height) for j in range(kernel_width)]
-    columns = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts], axis=-1)
-    rows = columns.reshape(-1, len(shifts) * channels)
-    return jnp.matmul(rows, kernel.reshape(-1, features)).reshape(-1, height, width, features)
 
 
 def recomputed(fn: Callable[..., Array]) -> Callable[..., Array]:

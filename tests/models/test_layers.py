@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from flax import linen as nn
 
-from pidiff_jax.models import layers
+from pidiff_jax.models import cpu_conv
 from pidiff_jax.models.layers import Conv, GroupNorm, LayerNorm, recomputed
 from pidiff_jax.models.unet_blocks import GatedGelu
 from tests.models.tiny_unet import random_params
@@ -89,20 +89,30 @@ def test_gated_gelu_is_pytorchs():
     assert_values_and_gradients_agree(GatedGelu(12), 2.0 * random(2, 5, 8), torch_gated_gelu)
 
 
-@pytest.mark.parametrize("ways", ["xla", "unfolded", "unfolded backward"])
+@pytest.mark.parametrize("way", ["xla_conv", "_unfolded", "_minimally_filtered", "_minimally_filtered in blocks"])
 @pytest.mark.parametrize(("settings", "padding"), [({}, (1, 1, 1, 1)), ({"padding": ((0, 1), (2, 0))}, (2, 0, 0, 1))])
-def test_all_ways_to_convolve_are_pytorchs(monkeypatch, ways, settings, padding):
-    rows = 2 * 5 * 7
-    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS", rows if ways == "unfolded" else rows - 1)
-    monkeypatch.setattr(layers, "_MAX_UNFOLDED_ROWS_BACKWARD", rows - 1 if ways == "xla" else rows)
+def test_all_ways_to_convolve_are_pytorchs(monkeypatch, way, settings, padding):
+    monkeypatch.setattr(cpu_conv, "_MAX_UNFOLDED_ROWS", 70 if way == "_unfolded" else 69)
+    monkeypatch.setattr(cpu_conv, "_MIN_FILTERED_CHANNELS", 5 if way == "xla_conv" else 4)
+    if way.endswith("in blocks"):
+        monkeypatch.setattr(cpu_conv, "_MAX_TILES", 10)  # 1 of 3 rows
     used = set()
-    for name in ("_xla_conv", "_unfolded_conv"):
-        convolve = getattr(layers, name)
-        monkeypatch.setattr(layers, name, lambda *a, name=name, convolve=convolve: used.add(name) or convolve(*a))
+    for name in ("xla_conv", "_unfolded", "_minimally_filtered"):
+        convolve = getattr(cpu_conv, name)
+        monkeypatch.setattr(cpu_conv, name, lambda *a, name=name, convolve=convolve: used.add(name) or convolve(*a))
     reference = functools.partial(torch_conv, padding=padding)
     assert_values_and_gradients_agree(Conv(6, **settings), random(2, 5, 7, 4), reference)
-    both = {"_xla_conv", "_unfolded_conv"}
-    assert used == {"xla": {"_xla_conv"}, "unfolded": {"_unfolded_conv"}, "unfolded backward": both}[ways]
+    assert used == {way.split()[0]}
+
+
+def test_minimal_filtering_is_as_exact_as_xlas_sums():
+    x, kernel, padding = random(1, 16, 16, 256), random(3, 3, 256, 64), ((1, 1), (1, 1))
+    exact = torch_conv(torch.tensor(x).double(), torch.tensor(kernel).double(), None).numpy()
+    filtered, summed = (
+        np.abs(convolve(jnp.asarray(x), jnp.asarray(kernel), padding) - exact).max()
+        for convolve in (cpu_conv._minimally_filtered, cpu_conv.xla_conv)
+    )
+    assert filtered < 3 * summed
 
 
 def test_strided_and_pointwise_convolutions_are_pytorchs():

@@ -60,7 +60,7 @@ def test_spatial_scale_zero_is_bitwise_the_base_at_every_resolution():
     np.testing.assert_array_equal(bits(apply(params, nowhere)), bits(apply(params, without_identity(arrays))))
 
 
-@pytest.mark.parametrize("variant", ["decoupled", "residual"])
+@pytest.mark.parametrize("variant", ["decoupled", "independent", "residual"])
 def test_one_layer_with_scale_zero_is_bitwise_the_base(variant):
     attend = tiny_cross_attention(variant)
     np.testing.assert_array_equal(bits(attend(np.zeros(2, np.float32))), bits(attend(tokens=False)))
