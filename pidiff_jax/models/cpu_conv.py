@@ -1,5 +1,6 @@
 """Convolutions with stride 1 on a CPU: each size the way that measured fastest, in time and memory."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Padding = Sequence[tuple[int, int]]
-Grid = list[list[Array]]
 
 # Convolutions over at most this many positions run as one matrix product: there, reading the kernel is most of the work.
 _MAX_UNFOLDED_ROWS = 512
@@ -69,9 +69,9 @@ def _minimally_filtered(
 
     def backward(args, d_out):
         x, kernel = args
-        # The gradient of x is a convolution too, of d_out with the kernel turned by 180 degrees, from outputs to inputs.
+        # The gradient of x is a convolution too, of d_out with the transpose of the kernel.
         opposite = [(2 - before, 2 - after) for before, after in padding]
-        d_x = _filter(d_out, jnp.flip(kernel, (0, 1)), opposite, channel_axis=1)
+        d_x = _filter(d_out, kernel, opposite, turned=True)
         (d_kernel,) = jax.vjp(lambda kernel: _filter(x, kernel, padding), kernel)[1](d_out)
         return d_x, d_kernel
 
@@ -79,8 +79,8 @@ def _minimally_filtered(
     return conv(x, kernel)
 
 
-def _filter(x: Array, kernel: Array, padding: Padding, channel_axis: int = 0) -> Array:
-    """Filters tile by tile; `channel_axis` is that of a (c, f) tap of the kernel which x's channels are summed over."""
+def _filter(x: Array, kernel: Array, padding: Padding, turned: bool = False) -> Array:
+    """Filters with the kernel or, `turned`, with its transpose: turned by 180 degrees, from features to channels."""
     batch, (height, width) = x.shape[0], (n + sum(p) - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
     block_rows = min(rows, max(1, _MAX_TILES // (batch * columns)))
@@ -89,56 +89,54 @@ def _filter(x: Array, kernel: Array, padding: Padding, channel_axis: int = 0) ->
     bottom = 2 * block_rows * num_blocks + 2 - top - x.shape[1]
     right = 2 * columns + 2 - left - x.shape[2]
     x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    taps = _transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
 
     @jax.checkpoint  # backward keeps a block's pixels, not its tiles
     def filter_block(start):
-        block = jax.lax.dynamic_slice_in_dim(x, start, 2 * block_rows + 2, axis=1)
-        return _filter_block(block, taps, channel_axis)
+        return _filter_block(jax.lax.dynamic_slice_in_dim(x, start, 2 * block_rows + 2, axis=1), kernel, turned)
 
     if num_blocks == 1:
-        out = _filter_block(x, taps, channel_axis)
+        out = _filter_block(x, kernel, turned)
     else:
         out = jax.lax.map(filter_block, 2 * block_rows * jnp.arange(num_blocks))
         out = jnp.moveaxis(out, 0, 1).reshape(batch, -1, *out.shape[3:])
     return out[:, :height, :width]
 
 
-def _filter_block(x: Float[Array, "b h w c"], taps: Grid, channel_axis: int) -> Array:
-    """Filters all 4x4 tiles of x, which overlap by 2 pixels."""
+def _filter_block(x: Float[Array, "b h w c"], kernel: Array, turned: bool) -> Array:
+    """Filters all 4x4 tiles of x, which overlap by 2 pixels. Names u, v are as in the source."""
     batch, rows, columns = x.shape[0], x.shape[1] // 2 - 1, x.shape[2] // 2 - 1
     pairs = x.reshape(batch, rows + 1, 2, columns + 1, 2, -1)
     tiles = [[pairs[:, i // 2 :, i % 2, j // 2 :, j % 2][:, :rows, :columns] for j in range(4)] for i in range(4)]
-    products = [
-        [
-            jax.lax.dot_general(tile.reshape(-1, tile.shape[-1]), tap, (((1,), (channel_axis,)), ((), ())))
-            for tile, tap in zip(*pair, strict=True)
-        ]
-        for pair in zip(_transform(_TILE, tiles), taps, strict=True)
-    ]
-    pixels = [[each.reshape(batch, rows, columns, -1) for each in row] for row in _transform(_PRODUCTS, products)]
+    taps = [[kernel[2 - i, 2 - j] if turned else kernel[i, j] for j in range(3)] for i in range(3)]
+    contracted = (((1,), (1 if turned else 0,)), ((), ()))
+
+    pixels = [[0.0, 0.0], [0.0, 0.0]]
+    done = 0.0
+    for u in range(4):
+        products = []
+        for v in range(4):
+            # XLA would transform everything first and keep all of it. Adding a zero that comes from the previous products
+            # makes it wait, which halves the memory.
+            tile = _combine(_TILE[u], _TILE[v], tiles) + done
+            tap = _combine(_KERNEL[u], _KERNEL[v], taps) + done
+            products.append(jax.lax.dot_general(tile.reshape(-1, tile.shape[-1]), tap, contracted))
+        first = jax.lax.stop_gradient(products[0][0, 0])
+        done = jnp.where(first == first, 0.0, jnp.nan)  # not the constant 0, so that it isn't optimised away
+        for i, j in itertools.product(range(2), range(2)):
+            if _PRODUCTS[i, u]:
+                pixels[i][j] += float(_PRODUCTS[i, u]) * _combine(np.ones(1), _PRODUCTS[j], [products])
+    pixels = [[each.reshape(batch, rows, columns, -1) for each in row] for row in pixels]
     return jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
 
 
-def _transform(matrix: np.ndarray, grid: Grid) -> Grid:
-    """matrix @ grid @ matrix.T, where the grid's entries are arrays; each result is one sum, which XLA makes one loop."""
-    size, indices = len(grid), range(len(matrix))
-    return [
-        [
-            _sum_of([(float(matrix[u, i] * matrix[v, j]), grid[i][j]) for i in range(size) for j in range(size)])
-            for v in indices
-        ]
-        for u in indices
-    ]
-
-
-def _sum_of(terms: list[tuple[float, Array]]) -> Array:
-    """Sum of factor * array, without the products by 0, 1 and -1."""
+def _combine(rows: np.ndarray, columns: np.ndarray, grid: list[list[Array]]) -> Array:
+    """Sum over i and j of rows[i] * columns[j] * grid[i][j], without the products by 0, 1 and -1."""
     total = None
-    for factor, array in terms:
+    for i, j in itertools.product(range(len(rows)), range(len(columns))):
+        factor = float(rows[i] * columns[j])
         if factor == 0:
             continue
-        term = array if abs(factor) == 1 else abs(factor) * array
+        term = grid[i][j] if abs(factor) == 1 else abs(factor) * grid[i][j]
         if total is None:
             total = term if factor > 0 else -term
         else:
