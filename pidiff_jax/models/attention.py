@@ -259,7 +259,9 @@ class IdentityAttentionSpec:
         w-plus-adapter).
     token_dim: width of the identity tokens.
     sink: adds a key with logit 0 and value 0, so that a position can decline the identity. Without it every position's
-        weights sum to 1. An adapter with a sink can't be exported to other projects' formats.
+        weights sum to 1.
+
+    An "independent" adapter, or one with a sink, can't be exported to other projects' formats.
     """
 
     variant: str = "decoupled"

@@ -66,6 +66,19 @@ def test_one_layer_with_scale_zero_is_bitwise_the_base(variant):
     np.testing.assert_array_equal(bits(attend(np.zeros(2, np.float32))), bits(attend(tokens=False)))
 
 
+def test_an_independent_branch_is_the_decoupled_one_with_another_query():
+    _, params, arrays, decoupled = tiny_unet("decoupled")
+    _, own, _, independent = tiny_unet("independent")
+    flat, shared = (traverse_util.flatten_dict(tree, sep="/") for tree in (own, params))
+    queries = {path for path in flat if "to_q_id" in path}
+    assert flat.keys() - queries == shared.keys()
+    same = shared | {path: shared[path.replace("to_q_id", "to_q")] for path in queries}
+    expected = decoupled(params, arrays)
+    np.testing.assert_allclose(independent(traverse_util.unflatten_dict(same, sep="/"), arrays), expected, atol=1e-5)
+    other = shared | {path: flat[path] for path in queries}
+    assert np.abs(independent(traverse_util.unflatten_dict(other, sep="/"), arrays) - expected).max() > 0.01
+
+
 def test_scale_acts_per_sample_and_position():
     attend = tiny_cross_attention()
     base, full = attend(tokens=False), attend()
