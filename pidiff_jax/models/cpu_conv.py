@@ -13,8 +13,9 @@ Padding = Sequence[tuple[int, int]]
 
 # Convolutions over at most this many positions run as one matrix product: there, reading the kernel is most of the work.
 _MAX_UNFOLDED_ROWS = 512
-# Minimal filtering pays once a tile's products outweigh its transforms, which grow with the channels and not their square.
-_MIN_FILTERED_CHANNELS = 64
+# Minimal filtering pays once a tile's products, which grow with the square of the channels, outweigh its transforms and
+# what it takes to compile.
+_MIN_FILTERED_CHANNELS = 128
 # Tiles of minimal filtering at a time: they take four times the memory of their part of the picture.
 _MAX_TILES = 4096
 
