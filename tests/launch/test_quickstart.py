@@ -14,6 +14,7 @@ from pidiff_jax.evaluation.metrics_file import SCORES
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
+    "max_seconds": None,  # a slow machine may take its time
     "num_steps": 20, "log_every_steps": 10, "validate_every_steps": 10, "checkpoint_every_steps": 10,
     "data.num_people": 64, "sampling.num_steps": 4, "evaluation.num_people": 16, "groups.identity.warmup_steps": 2,
 }  # fmt: skip
