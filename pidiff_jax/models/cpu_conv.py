@@ -117,7 +117,7 @@ def _filter_block(x: Float[Array, "b h w c"], kernel: Array, turned: bool) -> Ar
         products = []
         for v in range(4):
             # XLA would transform everything first and keep all of it. Adding a zero that comes from the previous products
-            # makes it wait, which takes a third of the memory.
+            # makes it wait, which needs far less memory. A NaN therefore spreads over the whole block.
             tile = _combine(_TILE[u], _TILE[v], tiles) + done
             tap = _combine(_KERNEL[u], _KERNEL[v], taps) + done
             products.append(jax.lax.dot_general(tile.reshape(-1, tile.shape[-1]), tap, contracted))
