@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.base = ConfigDict({"path": ""})  # a Stable Diffusion folder, with model_index.json
     config.data = ConfigDict({"path": "", "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
     config.mapper_groups = ((0, 4), (4, 8), (8, 12), (12, 18))
+    config.mapper_tokens_per_group = 1
     # Without a sink the adapter can be exported as an IP-Adapter file.
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})

@@ -19,7 +19,7 @@ def get_config(length: str = "short") -> ConfigDict:
     config = ConfigDict()
     config.task = "identity"
     config.seed = 0
-    config.num_steps = 5_000 if long else 600
+    config.num_steps = 4_000 if long else 600
     config.batch_size = 16 if long else 8
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
@@ -29,7 +29,8 @@ def get_config(length: str = "short") -> ConfigDict:
 
     # The identity branch; see docs/method.md for what each choice does.
     config.identity = ConfigDict({"variant": "independent", "sink": True, "value_scale": 5.0})
-    config.mapper_groups = tuple((layer, layer + 1) for layer in range(10))  # one token for each layer of W+
+    config.mapper_groups = tuple((layer, layer + 1) for layer in range(10))  # each layer of W+ by itself
+    config.mapper_tokens_per_group = 4
     config.parameter_rules = (
         (r"^mapper/", "identity"),
         (r"^unet/.*/to_[qkv]_id/", "identity"),
@@ -49,11 +50,11 @@ def get_config(length: str = "short") -> ConfigDict:
         }
     )
     config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3, "preserve": 0.0, "disentangle": 0.0})
-    config.background_weight = FieldReference(0.15)  # of the denoising loss outside the face; None: no mask
+    config.background_weight = FieldReference(0.03)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     # Stop, save and score after so long, so that a slower machine needs no more than five minutes either; None: never.
     config.max_seconds = placeholder(float) if long else FieldReference(235.0)
-    config.min_time_fraction = 0.15 if long else 0.3
+    config.min_time_fraction = 0.3
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
     config.clip_norm = FieldReference(1.0)  # None: no clipping
     config.accumulate_steps = 1

@@ -24,7 +24,7 @@ _STAGES = ("down_blocks", "up_blocks", "mid_block")
 def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:
     """Writes {"unet", "mapper"} parameters as an IP-Adapter whose image embedding is the flattened W+ code.
 
-    The mapper becomes one block-sparse projection: token g reads only the columns of its group. `params["unet"]` may
+    The mapper becomes one block-sparse projection: a token reads only the columns of its group. `params["unet"]` may
     hold the whole UNet or the identity branch alone.
 
     Raises:
@@ -37,8 +37,8 @@ def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: M
     width, dim = mapper_spec.token_dim, mapper_spec.wplus_dim
     norm = {leaf: mapper[f"w_proj.norm.{leaf}"] for leaf in ("weight", "bias")}
     projection = np.zeros((mapper_spec.num_tokens * width, mapper_spec.num_layers * dim), norm["weight"].dtype)
-    for i, (start, end) in enumerate(mapper_spec.groups):
-        projection[i * width : (i + 1) * width, start * dim : end * dim] = mapper[f"w_proj.proj_{i}.weight"]
+    for i, block in enumerate(_projection_blocks(mapper_spec)):
+        projection[block] = mapper[f"w_proj.proj_{i}.weight"]
     return tensors | {
         "image_proj.proj.weight": projection,
         "image_proj.proj.bias": np.zeros(len(projection), projection.dtype),
@@ -69,13 +69,12 @@ def from_ip_adapter(
     ]
     projection = to_ours(table, {name: tensor for name, tensor in tensors.items() if name not in identity})
     mapper, rest = {"norm": projection["norm"]}, projection["weight"].copy()
-    for i, (start, end) in enumerate(mapper_spec.groups):
-        block = np.s_[i * width : (i + 1) * width, start * dim : end * dim]
+    for i, block in enumerate(_projection_blocks(mapper_spec)):
         mapper[f"proj_{i}"] = {"kernel": np.ascontiguousarray(projection["weight"][block].T)}
         rest[block] = 0
     if rest.any() or projection["bias"].any():
         raise ValueError(
-            "expected an image projection without bias in which token g reads only the W+ layers of group g, got a "
+            "expected an image projection without bias in which a token reads only the W+ layers of its group, got a "
             "denser one; it was made for other inputs or other mapper groups"
         )
     return {"unet": unet, "mapper": mapper}
@@ -131,9 +130,16 @@ def _identity_table(spec: UNetSpec, prefix: str, suffix: str) -> list[Entry]:
     return entries
 
 
+def _projection_blocks(spec: MapperSpec) -> list[tuple[slice, slice]]:
+    """Where each group's weights lie in an IP-Adapter's projection (all tokens, flattened W+ code)."""
+    rows, dim = spec.tokens_per_group * spec.token_dim, spec.wplus_dim
+    return [np.s_[i * rows : (i + 1) * rows, a * dim : b * dim] for i, (a, b) in enumerate(spec.groups)]
+
+
 def _mapper_table(spec: MapperSpec) -> list[Entry]:
+    width = spec.tokens_per_group * spec.token_dim
     entries = [
-        Entry(f"w_proj.proj_{i}.weight", f"proj_{i}/kernel", DENSE, ((end - start) * spec.wplus_dim, spec.token_dim))
+        Entry(f"w_proj.proj_{i}.weight", f"proj_{i}/kernel", DENSE, ((end - start) * spec.wplus_dim, width))
         for i, (start, end) in enumerate(spec.groups)
     ]
     norms = (("weight", "scale"), ("bias", "bias"))
@@ -166,6 +172,11 @@ def _check_wplus_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
         raise ValueError(
             f"expected residual identity attention without a sink, got {identity}; a w-plus-adapter file can't hold "
             "this adapter"
+        )
+    if mapper_spec.tokens_per_group != 1:
+        raise ValueError(
+            f"expected a mapper of one token per group, got {mapper_spec.tokens_per_group}; a w-plus-adapter file can't "
+            "hold this adapter"
         )
     if mapper_spec.token_dim != identity.token_dim:
         raise ValueError(

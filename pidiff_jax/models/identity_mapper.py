@@ -14,12 +14,17 @@ from pidiff_jax.models.layers import Dense, LayerNorm
 class MapperSpec:
     """Sizes of an `IdentityMapper`.
 
-    groups: (start, end) layers of W+, one token each, without gaps or overlaps.
+    groups: (start, end) layers of W+, without gaps or overlaps.
+    tokens_per_group: tokens that each group becomes; they follow each other, so that all tokens keep the order of W+.
+
+    Raises:
+        ValueError: groups with gaps or overlaps, or no tokens.
     """
 
     groups: tuple[tuple[int, int], ...] = ((0, 4), (4, 8), (8, 12), (12, 18))
     wplus_dim: int = 512
     token_dim: int = 768
+    tokens_per_group: int = 1
 
     def __post_init__(self):
         ends = [0, *(end for _, end in self.groups)]
@@ -29,11 +34,13 @@ class MapperSpec:
                 f"expected groups of consecutive W+ layers starting at 0, like ((0, 4), (4, 8)), got {self.groups}; "
                 "close the gaps"
             )
+        if self.tokens_per_group < 1:
+            raise ValueError(f"expected at least 1 token per group, got {self.tokens_per_group}; give more")
 
     @property
     def num_tokens(self) -> int:
-        """One token per group."""
-        return len(self.groups)
+        """Tokens of all groups."""
+        return len(self.groups) * self.tokens_per_group
 
     @property
     def num_layers(self) -> int:
@@ -42,11 +49,11 @@ class MapperSpec:
 
 
 class IdentityMapper(nn.Module):
-    """Each group of W+ layers becomes one token: a linear map without bias, then a LayerNorm that all tokens share.
+    """Each group of W+ layers becomes tokens: a linear map without bias, then a LayerNorm that all tokens share.
 
     Without biases the zero code, which stands for "no identity", gives the LayerNorm's bias as tokens.
 
-    Source: w-plus-adapter, `WProjModel` (layer groups, projections and normalisation).
+    Source: w-plus-adapter, `WProjModel` (layer groups, projections and normalisation), where a group has one token.
     """
 
     spec: MapperSpec
@@ -68,6 +75,7 @@ class IdentityMapper(nn.Module):
         tokens = []
         for i, (start, end) in enumerate(spec.groups):
             group = wplus[:, start:end].reshape(len(wplus), -1)
-            project = Dense(spec.token_dim, use_bias=False, axes=("embed", "mlp"), dtype=self.dtype, name=f"proj_{i}")
-            tokens.append(project(group))
-        return LayerNorm(dtype=self.dtype, name="norm")(jnp.stack(tokens, axis=1))
+            width = spec.tokens_per_group * spec.token_dim
+            project = Dense(width, use_bias=False, axes=("embed", "mlp"), dtype=self.dtype, name=f"proj_{i}")
+            tokens.append(project(group).reshape(len(wplus), spec.tokens_per_group, spec.token_dim))
+        return LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(tokens, axis=1))

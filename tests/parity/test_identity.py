@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
 WIDTH = 24
 MAPPER = MapperSpec(groups=((0, 1), (1, 3), (3, 5), (5, 6)), wplus_dim=10, token_dim=WIDTH)
+TWO_GROUPS = MapperSpec(groups=((0, 2), (2, 6)), wplus_dim=10, token_dim=WIDTH, tokens_per_group=2)
 
 
 def unet_spec(variant):
@@ -41,9 +42,9 @@ def unet_spec(variant):
 
 
 @functools.lru_cache
-def adapter(variant):
+def adapter(variant, mapper_spec=MAPPER):
     spec = unet_spec(variant)
-    mapper_shapes = jax.eval_shape(IdentityMapper(MAPPER).init, jax.random.key(0), jnp.zeros((1, 6, 10)))
+    mapper_shapes = jax.eval_shape(IdentityMapper(mapper_spec).init, jax.random.key(0), jnp.zeros((1, 6, 10)))
     params = {
         "unet": random_params(unet_shapes(spec)),
         "mapper": random_params(nn.meta.unbox(mapper_shapes)["params"], seed=3),
@@ -210,32 +211,37 @@ def test_one_cross_attention_agrees_with_ip_adapters_processor():
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 
-def test_the_mapper_is_ip_adapters_projection_with_a_block_sparse_weight():
-    spec, params = adapter("decoupled")
-    projection = nested(to_ip_adapter(params, spec, MAPPER))["image_proj"]
+@pytest.mark.parametrize("mapper_spec", [MAPPER, TWO_GROUPS])
+def test_the_mapper_is_ip_adapters_projection_with_a_block_sparse_weight(mapper_spec):
+    spec, params = adapter("decoupled", mapper_spec)
+    projection = nested(to_ip_adapter(params, spec, mapper_spec))["image_proj"]
     codes = wplus_codes()
     expected = torch.from_numpy(codes).flatten(1) @ projection["proj.weight"].T + projection["proj.bias"]
     expected = torch.nn.functional.layer_norm(
         expected.unflatten(1, (4, WIDTH)), (WIDTH,), projection["norm.weight"], projection["norm.bias"]
     )
-    tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, jnp.asarray(codes))
+    tokens = IdentityMapper(mapper_spec).apply({"params": params["mapper"]}, jnp.asarray(codes))
     np.testing.assert_allclose(tokens, expected.numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("variant", "export", "restore"),
-    [("decoupled", to_ip_adapter, from_ip_adapter), ("residual", to_wplus_adapter, from_wplus_adapter)],
+    ("variant", "mapper_spec", "export", "restore"),
+    [
+        ("decoupled", MAPPER, to_ip_adapter, from_ip_adapter),
+        ("decoupled", TWO_GROUPS, to_ip_adapter, from_ip_adapter),
+        ("residual", MAPPER, to_wplus_adapter, from_wplus_adapter),
+    ],
 )
-def test_adapters_survive_both_directions_bit_for_bit(variant, export, restore):
-    spec, params = adapter(variant)
+def test_adapters_survive_both_directions_bit_for_bit(variant, mapper_spec, export, restore):
+    spec, params = adapter(variant, mapper_spec)
     original = {"unet": split_identity(params["unet"])[1], "mapper": params["mapper"]}
-    exported = export(params, spec, MAPPER)
-    restored = restore(exported, spec, MAPPER)
+    exported = export(params, spec, mapper_spec)
+    restored = restore(exported, spec, mapper_spec)
     flat, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (restored, original))
     assert flat.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(flat[path], array, err_msg=path)
-    again = export(restored, spec, MAPPER)
+    again = export(restored, spec, mapper_spec)
     assert again.keys() == exported.keys()
     assert all(np.array_equal(again[name], tensor) for name, tensor in exported.items())
 
@@ -255,6 +261,8 @@ def test_what_a_format_cannot_hold_is_refused():
     spec, params = adapter("decoupled")
     with pytest.raises(ValueError, match="residual"):
         to_wplus_adapter(params, spec, MAPPER)
+    with pytest.raises(ValueError, match="one token per group, got 2"):
+        to_wplus_adapter(params, unet_spec("residual"), TWO_GROUPS)
     with pytest.raises(ValueError, match="4 tokens"):
         to_ip_adapter(params, spec, MapperSpec(groups=((0, 3), (3, 6)), wplus_dim=10, token_dim=WIDTH))
     dense = to_ip_adapter(params, spec, MAPPER)
@@ -297,3 +305,5 @@ def test_the_zero_code_gives_the_norms_bias_and_bad_codes_are_refused():
         IdentityMapper(MAPPER).apply({"params": params["mapper"]}, jnp.zeros((1, 5, 10)))
     with pytest.raises(ValueError, match="consecutive"):
         MapperSpec(groups=((0, 4), (5, 8)))
+    with pytest.raises(ValueError, match="at least 1 token"):
+        MapperSpec(tokens_per_group=0)
