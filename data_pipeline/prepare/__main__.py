@@ -34,6 +34,9 @@ def main(_: list[str]) -> None:
         write_photographs(output, splits, encoders, size_px=SIZE.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"interrupted; nothing was written to {OUTPUT.value}, run it again", file=sys.stderr)
+        sys.exit(130)  # the shell's status for a program ended by Ctrl-C
     print(f"{output}: {', '.join(f'{len(part)} records for {name}' for name, part in splits.items())}")
 
 

@@ -106,7 +106,8 @@ def attention_weights(
     sink: bool = False,
 ) -> Float[Array, "b k n m"]:
     """Softmax weights over the keys; with `sink`, over one more key of logit 0, whose weight isn't returned."""
-    logits = jnp.einsum("bnke,bmke->bknm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    # The keys are scaled, not the queries, of which backward would then keep a second copy.
+    logits = jnp.einsum("bnke,bmke->bknm", q, k * k.shape[-1] ** -0.5, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     if not sink:
@@ -130,12 +131,10 @@ def chunked_attention(
 
 def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
     n, e = q.shape[1], q.shape[3]
-    # The CPU's matrix product is four times slower with a transposed left operand, hence the transposed copies here and
-    # below; the barrier keeps the compiler from undoing them.
-    k_t = jax.lax.optimization_barrier(_heads_first(k).swapaxes(-1, -2))
 
     def one_head(args):
-        q_chunks, k_t, v = args
+        q_chunks, k, v = args
+        k_t = _transposed_copy(k)
 
         def one_chunk(q):
             logits = jnp.matmul(q, k_t, preferred_element_type=jnp.float32)
@@ -147,7 +146,7 @@ def _chunked_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, 
 
         return jax.lax.map(one_chunk, q_chunks)
 
-    out, log_total = _over_heads(one_head, (_in_chunks(_heads_first(q) * e**-0.5), k_t, _heads_first(v)))
+    out, log_total = _over_heads(one_head, (_in_chunks(_heads_first(q) * e**-0.5), _heads_first(k), _heads_first(v)))
     out = _heads_last(_from_chunks(out, n))
     return out, (q, k, v, out, log_total)
 
@@ -157,34 +156,36 @@ def _chunked_backward(residuals: tuple[Array, ...], d_out: Array) -> tuple[Array
     n, scale = q.shape[1], q.shape[3] ** -0.5
     overlap = jnp.einsum("bnke,bnke->bkn", out.astype(jnp.float32), d_out.astype(jnp.float32))
     q_chunks, d_chunks = _in_chunks(_heads_first(q) * scale), _in_chunks(_heads_first(d_out))
-    k_heads, v_t = _heads_first(k), _heads_first(v).swapaxes(-1, -2)
-    arrays = (
-        (q_chunks, q_chunks.swapaxes(-1, -2), d_chunks, d_chunks.swapaxes(-1, -2), log_total, _in_chunks(overlap)),
-        (k_heads, k_heads.swapaxes(-1, -2), v_t),
-    )
+    chunks = (q_chunks, d_chunks, log_total, _in_chunks(overlap))
 
     def one_head(args):
-        chunks, (k, k_t, v_t) = args
+        chunks, k, v = args
+        k_t, v_t = _transposed_copy(k), _transposed_copy(v)
 
         def one_chunk(sums, chunk):
-            q, q_t, d_out, d_out_t, log_total, overlap = chunk
+            q, d_out, log_total, overlap = chunk
             weights = jnp.exp(jnp.matmul(q, k_t, preferred_element_type=jnp.float32) - log_total[:, None])
             d_weights = jnp.matmul(d_out, v_t, preferred_element_type=jnp.float32)
             d_logits = (weights * (d_weights - overlap[:, None])).astype(k.dtype)
-            d_k = jnp.matmul(q_t, d_logits, preferred_element_type=jnp.float32)
-            d_v = jnp.matmul(d_out_t, weights.astype(k.dtype), preferred_element_type=jnp.float32)
+            d_k = jnp.matmul(_transposed_copy(q), d_logits, preferred_element_type=jnp.float32)
+            d_v = jnp.matmul(_transposed_copy(d_out), weights.astype(k.dtype), preferred_element_type=jnp.float32)
             return (sums[0] + d_k, sums[1] + d_v), jnp.matmul(d_logits, k)
 
         zeros = jnp.zeros(k_t.shape, jnp.float32)
         (d_k, d_v), d_q = jax.lax.scan(one_chunk, (zeros, zeros), chunks)
         return d_q, d_k, d_v
 
-    d_q, d_k, d_v = _over_heads(one_head, jax.lax.optimization_barrier(arrays))
+    d_q, d_k, d_v = _over_heads(one_head, (chunks, _heads_first(k), _heads_first(v)))
     d_q = _heads_last(_from_chunks(d_q, n)) * scale
     return d_q, *(_heads_last(x.swapaxes(-1, -2)).astype(k.dtype) for x in (d_k, d_v))
 
 
 chunked_attention.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _transposed_copy(x: Float[Array, "n e"]) -> Float[Array, "e n"]:
+    """The CPU's matrix product is four times slower with a transposed left operand; the barrier keeps the compiler from it."""
+    return jax.lax.optimization_barrier(x.T)
 
 
 def _over_heads(one_head: Callable, arrays: Any) -> Any:

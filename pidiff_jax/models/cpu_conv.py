@@ -1,4 +1,4 @@
-"""Convolutions with stride 1 on a CPU: each size the way that measured fastest, in time and memory."""
+"""Convolutions on a CPU: each size the way that measured fastest, in time and memory."""
 
 import itertools
 import math
@@ -26,14 +26,14 @@ _PRODUCTS = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
 
 def cpu_conv(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Padding
+    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Padding, strides: int = 1
 ) -> Float[Array, "b h2 w2 f"]:
-    """Convolution with stride 1, NHWC and HWIO. `padding` is ((top, bottom), (left, right)) in pixels."""
-    if math.prod(x.shape[:3]) <= _MAX_UNFOLDED_ROWS:
-        return _unfolded(x, kernel, padding)
+    """Convolution, NHWC and HWIO. `padding` is ((top, bottom), (left, right)) in pixels."""
+    if math.prod(x.shape[:3]) <= _MAX_UNFOLDED_ROWS * strides**2:
+        return _unfolded(x, kernel, padding, strides)
     small = min(kernel.shape[2:]) < _MIN_FILTERED_CHANNELS or max(max(sides) for sides in padding) > 2
-    if kernel.shape[:2] != (3, 3) or small or x.dtype != jnp.float32:
-        return xla_conv(x, kernel, padding)
+    if kernel.shape[:2] != (3, 3) or strides > 1 or small or x.dtype != jnp.float32:
+        return xla_conv(x, kernel, padding, strides)
     return _minimally_filtered(x, kernel, padding)
 
 
@@ -45,15 +45,16 @@ def xla_conv(
 
 
 def _unfolded(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Padding
+    x: Float[Array, "b h w c"], kernel: Float[Array, "u v c f"], padding: Padding, strides: int = 1
 ) -> Float[Array, "b h2 w2 f"]:
     """One matrix product of all neighbourhoods. Backward, too, the kernel is never transposed."""
     kernel_height, kernel_width, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = x.shape[1] - kernel_height + 1, x.shape[2] - kernel_width + 1
+    last_row, last_column = x.shape[1] - kernel_height, x.shape[2] - kernel_width
     shifts = [(i, j) for i in range(kernel_height) for j in range(kernel_width)]
-    columns = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in shifts], axis=-1)
-    rows = columns.reshape(-1, len(shifts) * channels)
+    columns = [x[:, i : i + last_row + 1 : strides, j : j + last_column + 1 : strides] for i, j in shifts]
+    height, width = columns[0].shape[1:3]
+    rows = jnp.concatenate(columns, axis=-1).reshape(-1, len(shifts) * channels)
     return jnp.matmul(rows, kernel.reshape(-1, features)).reshape(-1, height, width, features)
 
 

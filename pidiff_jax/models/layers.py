@@ -73,10 +73,9 @@ class Conv(nn.Module):
             y = jnp.matmul(
                 x, kernel[0, 0]
             )  # a 1x1 convolution is a matrix product, which XLA's CPU backend runs faster
-        elif self.strides == 1 and target_platform() == "cpu":
-            y = cpu_conv(x, kernel, padding)
         else:
-            y = xla_conv(x, kernel, padding, self.strides)
+            convolve = cpu_conv if target_platform() == "cpu" else xla_conv
+            y = convolve(x, kernel, padding, self.strides)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (self.features,)

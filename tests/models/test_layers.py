@@ -115,8 +115,14 @@ def test_minimal_filtering_is_as_exact_as_xlas_sums():
     assert filtered < 3 * summed
 
 
-def test_strided_and_pointwise_convolutions_are_pytorchs():
-    assert_values_and_gradients_agree(Conv(6, strides=2), random(2, 6, 7, 4), functools.partial(torch_conv, stride=2))
+@pytest.mark.parametrize("max_unfolded_rows", [0, 512])
+def test_strided_convolutions_are_pytorchs(monkeypatch, max_unfolded_rows):
+    monkeypatch.setattr(cpu_conv, "_MAX_UNFOLDED_ROWS", max_unfolded_rows)
+    for shape in ((2, 6, 7, 4), (1, 9, 8, 4)):
+        assert_values_and_gradients_agree(Conv(6, strides=2), random(*shape), functools.partial(torch_conv, stride=2))
+
+
+def test_pointwise_convolutions_are_pytorchs():
     pointwise = functools.partial(torch_conv, padding=(0, 0, 0, 0))
     assert_values_and_gradients_agree(Conv(6, (1, 1), padding=0), random(2, 6, 7, 4), pointwise)
 
