@@ -14,7 +14,7 @@ help: ## Show these targets
 quickstart: $(VENV)/.installed ## Train, sample and score on the embedded world (5 minutes on 2 CPU cores)
 	$(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-test: lint ## Run every check and every test (12 minutes on 2 CPU cores)
+test: lint ## Run every check and every test (12 to 25 minutes on 2 CPU cores)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-test ## Run the tests that are not marked slow
