@@ -196,8 +196,22 @@ def _over_heads(one_head: Callable, arrays: Any) -> Any:
     if target_platform() != "cpu":
         return jax.vmap(jax.vmap(one_head))(arrays)
     b, num_heads = jax.tree.leaves(arrays)[0].shape[:2]
-    out = jax.lax.map(one_head, jax.tree.map(lambda x: x.reshape(b * num_heads, *x.shape[2:]), arrays))
-    return jax.tree.map(lambda x: x.reshape(b, num_heads, *x.shape[1:]), out)
+    heads = jax.tree.map(lambda x: x.reshape(b * num_heads, *x.shape[2:]), arrays)
+    first = jax.tree.map(lambda x: x[0], heads)
+
+    # Like `jax.lax.map`, whose results start as zeros: those depend on nothing, and XLA makes the zeros of all layers when
+    # the program starts. What is copied here is overwritten.
+    def store(index, results):
+        result = one_head(jax.tree.map(lambda x: x[index], heads))
+        return jax.tree.map(lambda all_heads, one: all_heads.at[index].set(one), results, result)
+
+    any_value = jax.tree.leaves(first)[0].ravel()[0]
+    results = jax.tree.map(
+        lambda x: jnp.broadcast_to(any_value.astype(x.dtype), (b * num_heads, *x.shape)),
+        jax.eval_shape(one_head, first),
+    )
+    results = jax.lax.fori_loop(0, b * num_heads, store, results)
+    return jax.tree.map(lambda x: x.reshape(b, num_heads, *x.shape[1:]), results)
 
 
 def _heads_first(x: Float[Array, "b n k e"]) -> Float[Array, "b k n e"]:

@@ -113,22 +113,27 @@ def _filter_block(x: Float[Array, "b h w c"], kernel: Array, turned: bool) -> Ar
     contracted = (((1,), (1 if turned else 0,)), ((), ()))
 
     pixels = [[0.0, 0.0], [0.0, 0.0]]
-    done = 0.0
+    done = _zero_after(x[0, rows, columns, 0])  # the middle: the rim may be padding, which is constant
     for u in range(4):
         products = []
         for v in range(4):
-            # XLA would transform everything first and keep all of it. Adding a zero that comes from the previous products
-            # makes it wait, which needs far less memory. A NaN therefore spreads over the whole block.
+            # XLA would transform everything first and keep all of it. Adding a zero that comes from x or the previous
+            # products makes it wait, which needs far less memory. A NaN therefore spreads over the whole block.
             tile = _combine(_TILE[u], _TILE[v], tiles) + done
             tap = _combine(_KERNEL[u], _KERNEL[v], taps) + done
             products.append(jax.lax.dot_general(tile.reshape(-1, tile.shape[-1]), tap, contracted))
-            first = jax.lax.stop_gradient(products[-1][0, 0])
-            done = jnp.where(first == first, 0.0, jnp.nan)  # not the constant 0, so that it isn't optimised away
+            done = _zero_after(products[-1][0, 0])
         for i, j in itertools.product(range(2), range(2)):
             if _PRODUCTS[i, u]:
                 pixels[i][j] += float(_PRODUCTS[i, u]) * _combine(np.ones(1), _PRODUCTS[j], [products])
     pixels = [[each.reshape(batch, rows, columns, -1) for each in row] for row in pixels]
     return jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
+
+
+def _zero_after(value: Float[Array, ""]) -> Float[Array, ""]:
+    """0 once the value is there, or NaN for a NaN: not the constant 0, which would be optimised away."""
+    value = jax.lax.stop_gradient(value)
+    return jnp.where(value == value, 0.0, jnp.nan)
 
 
 def _combine(rows: np.ndarray, columns: np.ndarray, grid: list[list[Array]]) -> Array:
