@@ -24,7 +24,7 @@ def get_config(length: str = "short") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
     config.base = ConfigDict({"path": "portraits"})  # the embedded base
-    config.data = ConfigDict({"num_people": 8192 if long else 2048, "pictures_per_person": 2})
+    config.data = ConfigDict({"num_people": 8192 if long else 1600, "pictures_per_person": 2})
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
     # The identity branch; see docs/method.md for what each choice does.
@@ -49,7 +49,7 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3, "preserve": 0.0, "disentangle": 0.0})
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3 if long else 0.6, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = FieldReference(0.03)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     # Stop, save and score after so long, so that a slower machine needs no more than five minutes either; None: never.
