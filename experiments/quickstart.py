@@ -49,11 +49,11 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3 if long else 0.6, "preserve": 0.0, "disentangle": 0.0})
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3 if long else 0.7, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = FieldReference(0.03)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
-    # Stop, save and score after so long, so that a slower machine needs no more than five minutes either; None: never.
-    config.max_seconds = placeholder(float) if long else FieldReference(235.0)
+    # Stop, save and score after so long, so that a slower machine trains for no more than five minutes either; None: never.
+    config.max_seconds = placeholder(float) if long else FieldReference(285.0)
     config.min_time_fraction = 0.3
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
     config.clip_norm = FieldReference(1.0)  # None: no clipping
