@@ -11,7 +11,7 @@ PYTEST_FLAGS ?=
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-quickstart: $(VENV)/.installed ## Train, sample and score on the embedded world (5 minutes on 2 CPU cores)
+quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CPU cores), draw and score
 	$(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint ## Run every check and every test (12 to 25 minutes on 2 CPU cores)
