@@ -49,7 +49,9 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.3 if long else 0.7, "preserve": 0.0, "disentangle": 0.0})
+    config.losses = ConfigDict(
+        {"denoising": 1.0, "localisation": 0.3 if long else 0.7, "preserve": 0.0, "disentangle": 0.0}
+    )
     config.background_weight = FieldReference(0.03)  # of the denoising loss outside the face; None: no mask
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     # Stop, save and score after so long, so that a slower machine trains for no more than five minutes either; None: never.
