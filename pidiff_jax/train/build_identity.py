@@ -79,7 +79,8 @@ def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) ->
         raise ValueError(
             f"expected config.mapper_groups to cover the W+ layers 0..{num_layers - 1} in order, got {groups}; correct it"
         )
-    return MapperSpec(groups, wplus_dim, token_dim, tokens_per_group=config.mapper_tokens_per_group)
+    tokens_per_group = config.get("mapper_tokens_per_group", 1)  # runs from before this key had one
+    return MapperSpec(groups, wplus_dim, token_dim, tokens_per_group)
 
 
 def identity_attention(config: Any, token_dim: int) -> IdentityAttentionSpec:

@@ -171,6 +171,24 @@ def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_p
     assert "expected a Stable Diffusion folder" in result.stderr and not (tmp_path / "records").exists()
 
 
+def test_ctrl_c_ends_preparing_in_one_line(tmp_path):
+    script = """
+from absl import app
+from data_pipeline.prepare import __main__ as prepare
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+prepare.read_photographs = interrupted
+app.run(prepare.main)
+"""
+    command = [sys.executable, "-c", script, "--photographs=photographs", "--base=base", "--e4e=e4e.pt"]
+    command.append(f"--output={tmp_path / 'records'}")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 130
+    assert result.stderr == f"interrupted; nothing was written to {tmp_path / 'records'}, run it again\n"
+
+
 def test_without_weights_and_data_it_says_in_one_line_each_what_is_missing(tmp_path):
     result = train(tmp_path / "run", base__path=tmp_path / "sd15", data__path=tmp_path / "ffhq")
     assert result.returncode == 1
