@@ -1,7 +1,6 @@
 """The loader: shuffled batches from a random-access source, on Grain, at a position that a checkpoint can hold."""
 
 import json
-from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -10,7 +9,6 @@ from absl import flags
 from data_pipeline.sources import Source
 
 Record = dict[str, np.ndarray]
-Transform = Callable[[Record], Record]
 
 
 class Loader:
@@ -72,18 +70,12 @@ class Loader:
 class _ReadShare:
     """Reads this process's part of a global batch, given the indices of all of it."""
 
-    def __init__(self, source: Source, share: slice, transforms: Sequence[Transform]):
-        self.source, self.share, self.transforms = source, share, tuple(transforms)
+    def __init__(self, source: Source, share: slice):
+        self.source, self.share = source, share
 
     def __call__(self, indices: np.ndarray) -> Record:
-        records = [self._read(index) for index in indices[self.share].tolist()]
+        records = [self.source[index] for index in indices[self.share].tolist()]
         return {name: np.stack([record[name] for record in records]) for name in records[0]}
-
-    def _read(self, index: int) -> Record:
-        record = self.source[index]
-        for transform in self.transforms:
-            record = transform(record)
-        return record
 
 
 def make_loader(
@@ -96,7 +88,6 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
-    transforms: Sequence[Transform] = (),
 ) -> Loader:
     """Makes a loader of `batch_size` records a batch in each process; an incomplete last batch is dropped.
 
@@ -106,7 +97,6 @@ def make_loader(
     Args:
         num_epochs: passes over the source; None repeats for ever.
         num_workers: worker processes; 0 reads in threads of this process.
-        transforms: deterministic functions of one record, applied in order.
 
     Raises:
         ValueError: sizes that make no batch.
@@ -125,9 +115,7 @@ def make_loader(
     if shuffle:
         indices = indices.shuffle()
     share = slice(process_index * batch_size, (process_index + 1) * batch_size)
-    batches = (
-        indices.repeat(num_epochs).batch(global_size, drop_remainder=True).map(_ReadShare(source, share, transforms))
-    )
+    batches = indices.repeat(num_epochs).batch(global_size, drop_remainder=True).map(_ReadShare(source, share))
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain hands absl flags on to its workers
     settings = {

@@ -1,7 +1,7 @@
-"""The batch schema: the fields of a training record, wherever it comes from (embedded world, FFHQ, a folder)."""
+"""The schema: the fields of a training record, wherever it comes from; a batch has them with a leading axis b."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -44,33 +44,30 @@ class RecordSpec:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "RecordSpec":
         """The sizes of one record (without batch axis), which it thereby checks."""
-        return cls(**_check(record, {}, prefix=()))
+        return cls(**_check(record, {}))
 
     def shape(self, field: RecordField) -> tuple[int, ...]:
         """Shape of a field of one record."""
         return tuple(getattr(self, axis) for axis in field.axes)
 
+    def without_latent_size(self) -> dict[str, int]:
+        """The sizes that a model fixes: a UNet draws latents of any height and width."""
+        return {axis: size for axis, size in asdict(self).items() if axis not in ("h", "w")}
 
-def validate_batch(batch: Mapping[str, Any], expected: RecordSpec | Mapping[str, int] | None = None) -> None:
-    """Checks names, dtypes, shapes and value ranges of a batch of numpy arrays with a leading axis b.
 
-    expected: sizes that the model needs, as a RecordSpec or for some of the symbols b, h, w, c, l, d, m; None checks
-    only that the fields agree with each other.
+def validate_record(record: Mapping[str, Any], expected: RecordSpec | Mapping[str, int] | None = None) -> None:
+    """Checks names, dtypes, shapes and value ranges of a record of numpy arrays.
+
+    expected: sizes that the model needs, as a RecordSpec or for some of the symbols h, w, c, l, d, m; None checks only
+    that the fields agree with each other.
 
     Raises:
         ValueError: names the first field that differs, what was expected and what it is.
     """
-    sizes = expected.__dict__ if isinstance(expected, RecordSpec) else (expected or {})
-    _check(batch, sizes, prefix=("b",))
+    _check(record, asdict(expected) if isinstance(expected, RecordSpec) else (expected or {}))
 
 
-def validate_record(record: Mapping[str, Any], expected: RecordSpec | Mapping[str, int] | None = None) -> None:
-    """The same for one record, which has no batch axis."""
-    sizes = expected.__dict__ if isinstance(expected, RecordSpec) else (expected or {})
-    _check(record, sizes, prefix=())
-
-
-def _check(arrays: Mapping[str, Any], expected: Mapping[str, int], prefix: tuple[str, ...]) -> dict[str, int]:
+def _check(arrays: Mapping[str, Any], expected: Mapping[str, int]) -> dict[str, int]:
     names = [field.name for field in FIELDS]
     if differences := [f"missing {n!r}" for n in names if n not in arrays] + [
         f"unknown {n!r}" for n in arrays if n not in names
@@ -80,7 +77,7 @@ def _check(arrays: Mapping[str, Any], expected: Mapping[str, int], prefix: tuple
         )
     sizes, origin = dict(expected), dict.fromkeys(expected, "the specification")
     for field in FIELDS:
-        array, axes = np.asarray(arrays[field.name]), prefix + field.axes
+        array, axes = np.asarray(arrays[field.name]), field.axes
         if array.dtype != field.dtype:
             raise _mismatch(field, f"dtype {np.dtype(field.dtype).name}", array.dtype.name)
         if array.ndim != len(axes):
@@ -90,7 +87,7 @@ def _check(arrays: Mapping[str, Any], expected: Mapping[str, int], prefix: tuple
                 raise _mismatch(field, f"{axis}={sizes[axis]} as in {origin[axis]}", f"{axis}={size}")
             origin.setdefault(axis, field.name)
         _check_values(field, array)
-    return {axis: size for axis, size in sizes.items() if axis != "b"}
+    return sizes
 
 
 def _check_values(field: RecordField, array: np.ndarray) -> None:

@@ -13,39 +13,28 @@ Time, memory and scores: not yet measured. Batch size, learning rate and length 
 (w-plus-adapter, IP-Adapter).
 """
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from experiments import common
 
 
 def get_config() -> ConfigDict:
     """About 57 passes over the 70,000 pictures of FFHQ."""
-    config = ConfigDict()
-    config.task = "identity"
-    config.seed = 0
+    config = common.adapter(common.training_run("photographs", "identity"))
     config.num_steps = 62_500
     config.batch_size = 64
-    config.accumulate_steps = 1
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
-    config.clip_norm = FieldReference(1.0)  # None: no clipping
-    config.ema_decay = FieldReference(0.9999)  # None: no moving average
-    config.log_every_steps = 50
+    config.ema_decay = 0.9999
     config.validate_every_steps = 1_000
     config.checkpoint_every_steps = 1_000
     config.num_checkpoints = 3
-    config.max_seconds = placeholder(float)  # stop early after so long; None: never
     config.base = ConfigDict({"path": ""})  # a Stable Diffusion folder, with model_index.json
+    config.base.variant = placeholder(str)  # of its weight files, such as "fp16"; None: the plain ones
     config.data = ConfigDict({"path": "", "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
     config.mapper_groups = ((0, 4), (4, 8), (8, 12), (12, 18))
-    config.mapper_tokens_per_group = 1
     # Without a sink the adapter can be exported as an IP-Adapter file.
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})
-    config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
-    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
-    config.background_weight = placeholder(float)  # weight of the denoising loss outside the face; None: no mask
-    config.min_snr_gamma = FieldReference(5.0)  # None: no min-SNR weighting
-    config.min_time_fraction = 0.0
-    config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})  # of the previews
+    config.min_snr_gamma = 5.0
     config.evaluation = ConfigDict({"num_preview_people": 4})
     config.parameter_rules = (
         (r"^unet/.*/to_[qkv]_id/", "identity"),

@@ -1,32 +1,26 @@
-"""The embedded base model: a latent text-to-image model of the portraits world, in two trainings.
+"""The embedded base model: a latent text-to-image model of the portraits world, in two runs.
 
     python -m launch.train --config=experiments/portraits_base.py:vae  --workdir=runs/portraits_vae
     python -m launch.train --config=experiments/portraits_base.py:unet --workdir=runs/portraits_unet \
         --config.base.path=runs/portraits_vae/weights
 
 Each leaves its weights in <workdir>/weights. The scores of the shipped weights, and the time they took, are in
-pidiff_jax/weights/MODEL_CARD.md.
+pidiff_jax/worlds/portraits/weights/MODEL_CARD.md.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments import common
 
 
 def get_config(part: str = "unet") -> ConfigDict:
     """`part` is "vae" or "unet"."""
     if part not in ("vae", "unet"):
         raise ValueError(f"expected experiments/portraits_base.py:vae or :unet, got {part!r}")
-    config = ConfigDict()
-    config.seed = 0
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.clip_norm = 1.0
-    config.accumulate_steps = 1
-    config.log_every_steps = 50
-    config.validate_every_steps = 500
-    config.checkpoint_every_steps = 500
-    config.num_checkpoints = 2
+    config = common.training_run("portraits", "autoencoder" if part == "vae" else "text_to_image")
     config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
     if part == "vae":
-        config.task = "autoencoder"
         config.num_steps = 3_000
         config.batch_size = 32
         config.ema_decay = 0.998
@@ -35,11 +29,8 @@ def get_config(part: str = "unet") -> ConfigDict:
         config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "mse": 1.0, "kl": 1e-3})
         learning_rate = 2e-3
     else:
-        config.task = "text_to_image"
         config.num_steps = 10_000
-        config.batch_size = 16
-        config.ema_decay = 0.999
-        config.base = ConfigDict({"path": ""})  # folder of vae.safetensors; empty: the shipped one
+        config.base = ConfigDict({"path": placeholder(str)})  # folder of vae.safetensors; None: the shipped one
         config.dropout = ConfigDict({"text": 0.1})
         config.min_snr_gamma = 5.0
         config.losses = ConfigDict({"denoising": 1.0})

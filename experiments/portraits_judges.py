@@ -7,6 +7,8 @@ python -m launch.train --config=experiments/portraits_judges.py:segmenter  --wor
 
 from ml_collections import ConfigDict
 
+from experiments import common
+
 LOSSES = {"recogniser": "contrastive", "scenes": "classification", "segmenter": "segmentation"}
 
 
@@ -15,19 +17,13 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     if part not in LOSSES:
         raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(LOSSES)}, got {part!r}")
     recogniser = part == "recogniser"
-    config = ConfigDict()
-    config.task = part
+    config = common.training_run("portraits", part)
     config.seed = 7
     config.num_steps = {"recogniser": 450, "scenes": 1_000, "segmenter": 500}[part]
     config.batch_size = 96 if recogniser else 32
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.clip_norm = 1.0
-    config.accumulate_steps = 1
     config.ema_decay = 0.99
     config.log_every_steps = 20
-    config.validate_every_steps = 500
     config.checkpoint_every_steps = 250
-    config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
     config.losses = ConfigDict({LOSSES[part]: 1.0})
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.

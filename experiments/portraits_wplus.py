@@ -5,22 +5,14 @@ python -m launch.train --config=experiments/portraits_wplus.py --workdir=runs/po
 
 from ml_collections import ConfigDict
 
+from experiments import common
+
 
 def get_config() -> ConfigDict:
     """About twenty minutes on two CPU cores."""
-    config = ConfigDict()
-    config.task = "wplus"
-    config.seed = 0
+    config = common.training_run("portraits", "wplus")
     config.num_steps = 3_000
-    config.batch_size = 16
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.clip_norm = 1.0
-    config.accumulate_steps = 1
     config.ema_decay = 0.998
-    config.log_every_steps = 50
-    config.validate_every_steps = 500
-    config.checkpoint_every_steps = 500
-    config.num_checkpoints = 2
     config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})
     config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.

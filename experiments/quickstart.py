@@ -7,8 +7,10 @@ Paper: PIDiff (arXiv 2505.05081). Base model, W+ encoder and judges are the ship
 the mapper are trained. Leaves checkpoints, metrics.json, report.html and samples.png in the workdir.
 """
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from experiments import common
 
 
 def get_config(length: str = "short") -> ConfigDict:
@@ -16,14 +18,10 @@ def get_config(length: str = "short") -> ConfigDict:
     if length not in ("short", "long"):
         raise ValueError(f"expected experiments/quickstart.py or experiments/quickstart.py:long, got {length!r}")
     long = length == "long"
-    config = ConfigDict()
-    config.task = "identity"
-    config.seed = 0
+    config = common.adapter(common.training_run("portraits", "identity"))
     config.num_steps = 4_000 if long else 400
     config.batch_size = 16 if long else 8
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
-    config.base = ConfigDict({"path": "portraits"})  # the embedded base
+    config.base = ConfigDict({"path": placeholder(str)})  # folder of other weights for the base; None: the shipped ones
     config.data = ConfigDict({"num_people": 8192 if long else 1600, "pictures_per_person": 2})
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
@@ -49,23 +47,16 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses = ConfigDict(
-        {"denoising": 1.0, "localisation": 0.3 if long else 0.7, "preserve": 0.0, "disentangle": 0.0}
-    )
-    config.background_weight = FieldReference(0.03)  # of the denoising loss outside the face; None: no mask
-    config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
-    # Stop, save and score after so long, so that a slower machine trains for no more than five minutes either; None: never.
-    config.max_seconds = placeholder(float) if long else FieldReference(285.0)
+    config.losses.localisation = 0.3 if long else 0.7
+    config.background_weight = 0.03
     config.min_time_fraction = 0.3
-    config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
-    config.clip_norm = FieldReference(1.0)  # None: no clipping
-    config.accumulate_steps = 1
-    config.ema_decay = FieldReference(0.999 if long else 0.99)  # None: no moving average
+    config.ema_decay = 0.999 if long else 0.99
 
+    # So that a slower machine trains for no more than five minutes either.
+    config.max_seconds = None if long else 285.0
     config.log_every_steps = 20
     config.validate_every_steps = 1_000 if long else 200
     config.checkpoint_every_steps = 500 if long else 200
-    config.num_checkpoints = 2
     config.sampling = ConfigDict({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_scale": 1.0})
     config.evaluation = ConfigDict({"num_people": 100, "num_prompts": 24})
     return config

@@ -1,17 +1,18 @@
 """Score a trained run again: `python -m launch.evaluate --workdir=runs/quickstart --output=runs/quickstart_scale_0.7`.
 
-Writes samples.png, report.html and metrics.json to the output folder, as the training does at its end. To choose a scale
+Writes samples.png, report.html and metrics.json to the output folder, as the run does at its end. To choose a scale
 or a checkpoint, use --split=validation: scores on the test split are honest only where nothing was chosen by them.
 """
 
-import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from launch import command_line
+from launch.command_line import config_items
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; it must not hold any yet.")
@@ -32,57 +33,38 @@ flags.mark_flags_as_required(["workdir", "output"])
 
 def main() -> None:
     """Loads the run's config and parameters, and scores them."""
-    workdir, output = Path(WORKDIR.value), Path(OUTPUT.value)
+    from pidiff_jax.runs.build import evaluation_settings
+    from pidiff_jax.runs.results import RESULTS, write_results
+    from pidiff_jax.runs.saved_run import open_run, read_config
+    from pidiff_jax.worlds import open_world
+
+    workdir, output, split = Path(WORKDIR.value), Path(OUTPUT.value), SPLIT.value or "test"
     config = read_config(workdir)
-
-    from launch.identity_runs import RESULTS, IdentityExaminer
-    from pidiff_jax.train.build_identity import EMBEDDED
-    from pidiff_jax.train.run import load_run
-
-    override(config, embedded=config.base.path == EMBEDDED)
+    world = open_world(config)
+    overrides = checked_overrides(config, world.title, judged=world.held_out(split) is not None)
     claim_output(output, RESULTS)
-    experiment, result = load_run(config, workdir, STEP.value)
-    IdentityExaminer(config, output, experiment, result.mesh, SPLIT.value or "test").finish(result)
+    run = open_run(workdir, STEP.value, overrides=overrides)
+    settings = evaluation_settings(run.config, run.world, run.components, split)
+    write_results(run, run.evaluator(settings), output)
 
 
-def read_config(workdir: Path) -> ConfigDict:
-    """The config that an identity run was started with.
+def checked_overrides(config: ConfigDict, title: str, judged: bool) -> dict[str, Any]:
+    """Config key -> value, of the flags that were given.
+
+    title: of the run's world, for errors. judged: whether somebody scores people of a split there.
 
     Raises:
-        FileNotFoundError: there is no run.
-        ValueError: its config can't be read, or it trained something else.
+        ValueError: a flag that means nothing for this run.
     """
-    stored = workdir / "config.json"
-    if not stored.is_file():
-        raise FileNotFoundError(f"expected the folder of a run, with config.json, at {workdir}, found none; correct it")
-    try:
-        config = ConfigDict(json.loads(stored.read_text()))
-    except ValueError as error:
-        raise ValueError(f"expected the config of a run in {stored}, got no JSON ({error}); restore it") from error
-    if config.get("task") != "identity":
-        raise ValueError(
-            f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"
-        )
-    return config
-
-
-def override(config: ConfigDict, embedded: bool) -> None:
-    """Puts the values of the flags into the config.
-
-    embedded: whether it is a run of the embedded world, where judges score people of a split; photographs have no judges.
-    """
-    given = {flag.name for flag in (SPLIT, *OVERRIDES.values()) if flag.value is not None}
-    if embedded and (wrong := given & {"base_path", "data_path"}):
-        raise ValueError(
-            f"expected no {_listing(wrong)} for a run of the embedded world, whose base and people come with the package; "
-            "leave it out"
-        )
-    if not embedded and (wrong := given & {"num_people", "num_prompts", "split"}):
-        raise ValueError(
-            f"expected no {_listing(wrong)} for a run on photographs, which nobody judges; leave it out: the pictures are "
-            "of the validation records"
-        )
-    config.update_from_flattened_dict({key: flag.value for key, flag in OVERRIDES.items() if flag.value is not None})
+    given = {key: flag for key, flag in OVERRIDES.items() if flag.value is not None}
+    known = dict(config_items(config))
+    wrong = [flag.name for key, flag in given.items() if key not in known]
+    if not judged and SPLIT.value is not None:
+        wrong.append(SPLIT.name)
+    if wrong:
+        listed = ", ".join(f"--{name}" for name in sorted(wrong))
+        raise ValueError(f"expected no {listed} for a run {title}, which has nothing of the kind; leave it out")
+    return {key: flag.value for key, flag in given.items()}
 
 
 def claim_output(output: Path, results: tuple[str, ...]) -> None:
@@ -104,10 +86,6 @@ def claim_output(output: Path, results: tuple[str, ...]) -> None:
         raise ValueError(
             f"expected a folder to write to at --output={output}, got: {error.strerror}; choose another"
         ) from error
-
-
-def _listing(names: set[str]) -> str:
-    return ", ".join(f"--{name}" for name in sorted(names))
 
 
 if __name__ == "__main__":

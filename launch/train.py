@@ -4,16 +4,12 @@ Run again with the same workdir, it resumes from the last checkpoint, or says th
 SLURM or with JAX_COORDINATOR_ADDRESS set, start the same command on every host: the processes find each other.
 """
 
-import time
+from pathlib import Path
 
-STARTED = time.perf_counter()  # before the heavy imports: a run's time limit counts from here
+from absl import flags
 
-from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-from absl import flags  # noqa: E402
-
-from launch import command_line  # noqa: E402
+import launch
+from launch import command_line
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.")
@@ -22,18 +18,9 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
-    from launch.processes import join_processes
+    from pidiff_jax.runs.training import train_run
 
-    join_processes()  # before anything asks JAX for devices
-    from pidiff_jax.train.run import train_experiment
-
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
-    make_examiner = None
-    if config.task == "identity":
-        from launch.identity_runs import IdentityExaminer
-
-        make_examiner = partial(IdentityExaminer, config, workdir)
-    train_experiment(config, workdir, started=STARTED, make_examiner=make_examiner)
+    train_run(CONFIG.value, Path(WORKDIR.value), started=launch.STARTED)
 
 
 if __name__ == "__main__":

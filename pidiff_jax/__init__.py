@@ -1,14 +1,29 @@
-"""PIDiff in JAX/Flax: text-to-image diffusion that draws a given person."""
+"""PIDiff in JAX/Flax: text-to-image diffusion that draws a given person.
 
+Open a run, draw a person, save the picture:
+
+    >>> from pidiff_jax import open_run, save_png
+    >>> run = open_run("runs/quickstart")
+    >>> person = run.world.held_out("test").people(1)
+    >>> pixels, attention = run.draw(person.wplus, ["a person in a red shirt before a blue striped wall"], seed=1)
+    >>> save_png("person.png", pixels[0])
+"""
+
+import importlib
 from typing import Any
 
-__all__ = ["Components", "Sampling", "generate"]
+_PUBLIC = {
+    "open_run": "pidiff_jax.runs.saved_run",
+    "save_png": "pidiff_jax.evaluation.report.pictures",
+    "Components": "pidiff_jax.sampling.components",
+    "Sampling": "pidiff_jax.sampling.generate",
+    "generate": "pidiff_jax.sampling.generate",
+}
+__all__ = list(_PUBLIC)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the pipeline, and JAX with it, when one of its names is first asked for."""
-    if name in __all__:
-        from pidiff_jax import pipeline
-
-        return getattr(pipeline, name)
+    """Imports a public name, and JAX with it, when it is first asked for."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

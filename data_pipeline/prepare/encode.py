@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipeline.prepare.align import align_face, check_landmarks
 from data_pipeline.records import write_records
+from pidiff_jax.arrays import fill_up, signed_pixels
 
 INDEX_FILE = "photographs.jsonl"
 IdentityFrom = Literal["same_photograph", "other_photograph"]
@@ -183,8 +184,7 @@ def _next_of_person(photographs: Sequence[Photograph]) -> list[Photograph]:
 
 def _batched(function: Callable, pictures: list[np.ndarray], batch_size: int) -> list[np.ndarray]:
     """Applies a network to uint8 pictures; a short batch is filled up, so that one shape is compiled."""
-    filled = np.stack([pictures[index % len(pictures)] for index in range(batch_size)])
-    outputs = function(filled.astype(np.float32) / 127.5 - 1.0)
+    outputs = function(signed_pixels(fill_up(np.stack(pictures), batch_size)))
     return [np.asarray(output, np.float32)[: len(pictures)] for output in outputs]
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipeline.prepare.encode import Encoders
-from data_pipeline.tokenizer import load_tokenizer, tokenize
+from pidiff_jax.convert.clip_tokenizer import load_tokenizer, tokenize
 from pidiff_jax.convert.diffusers_folder import load_vae
 from pidiff_jax.convert.ir_se import load_e4e_checkpoint
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from pidiff_jax.paths import flatten
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
@@ -15,7 +16,7 @@ def fingerprint(tree: Mapping[str, Any]) -> str:
     read, before they are converted to the compute dtype.
     """
     total = hashlib.sha256()
-    for path, leaf in sorted(traverse_util.flatten_dict(dict(tree), sep="/").items()):
+    for path, leaf in sorted(flatten(tree).items()):
         array = np.asarray(leaf)
         total.update(f"{path}\0{array.shape}\0{array.dtype}\0".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
-from pidiff_jax.optim.rules import listing
+from pidiff_jax.paths import flatten, listing, unflatten
 
 
 def initialise_from(
@@ -29,8 +28,8 @@ def initialise_from(
     Raises:
         ValueError: names the missing, unknown and misshapen parameters.
     """
-    fresh = traverse_util.flatten_dict(dict(tree), sep="/")
-    given = traverse_util.flatten_dict(dict(source), sep="/")
+    fresh = flatten(tree)
+    given = flatten(source)
     problems, out = [], {}
     for path, leaf in fresh.items():
         if path in given:
@@ -53,7 +52,7 @@ def initialise_from(
             f"expected a source that fits the parameters, got {len(problems)} differences: {listing(problems)}; "
             "correct the source or the spec"
         )
-    return traverse_util.unflatten_dict(out, sep="/")
+    return unflatten(out)
 
 
 def _matches(pattern: str | None, path: str) -> bool:

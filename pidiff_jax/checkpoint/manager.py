@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from flax import traverse_util
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+from orbax.checkpoint.checkpoint_managers import LatestN
 
 from pidiff_jax.checkpoint import data_state as data_states
+from pidiff_jax.paths import flatten, leaves_by_path, unflatten
 
 ARRAY_ITEMS = ("trainable", "ema", "optimizer")
 JSON_ITEMS = ("data", "metadata")
@@ -57,7 +57,6 @@ class CheckpointManager:
         frozen: name -> `fingerprint` of each frozen source; a run resumes only with the same ones.
         save_every_steps: cadence of `should_save`.
         keep_last: how many of the newest checkpoints are kept.
-        pin_every_steps: checkpoints at multiples of it are kept for ever; None pins none.
     """
 
     def __init__(
@@ -68,18 +67,16 @@ class CheckpointManager:
         frozen: Mapping[str, str],
         save_every_steps: int,
         keep_last: int = 3,
-        pin_every_steps: int | None = None,
     ) -> None:
-        if save_every_steps < 1 or keep_last < 1 or (pin_every_steps is not None and pin_every_steps < 1):
+        if save_every_steps < 1 or keep_last < 1:
             raise ValueError(
-                f"expected save_every_steps, keep_last and pin_every_steps of at least 1, got {save_every_steps}, "
-                f"{keep_last} and {pin_every_steps}; correct the config"
+                f"expected save_every_steps and keep_last of at least 1, got {save_every_steps} and {keep_last}; correct "
+                "the config"
             )
         self._directory = Path(directory).absolute()
         self._config, self._frozen, self._save_every_steps = dict(config), dict(frozen), save_every_steps
-        pinned = [] if pin_every_steps is None else [EveryNSteps(pin_every_steps)]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy([LatestN(keep_last), *pinned]),
+            preservation_policy=LatestN(keep_last),
             cleanup_tmp_directories=True,
             save_root_metadata=False,
         )
@@ -172,8 +169,8 @@ class CheckpointManager:
         args = {name: ocp.args.StandardRestore(tree) for name, tree in _items(structs).items()}
         found = self._restore(step, **args)
         _, treedef = jax.tree.flatten(_optimizer_part(target))
-        leaves = traverse_util.flatten_dict(found["optimizer"], sep="/")
-        part = treedef.unflatten([leaves[path] for path in _by_path(_optimizer_part(target))])
+        leaves = flatten(found["optimizer"])
+        part = treedef.unflatten([leaves[path] for path in leaves_by_path(_optimizer_part(target))])
         ema = None if target.ema is None else found["ema"]
         return dataclasses.replace(
             target, step=part["step"], trainable=found["trainable"], opt_state=part["state"], ema=ema
@@ -212,7 +209,7 @@ class CheckpointManager:
 
 def _items(state: State) -> dict[str, Any]:
     """The arrays of a state (or its shape structs) as nested dicts, one per item of the checkpoint."""
-    optimizer = traverse_util.unflatten_dict(_by_path(_optimizer_part(state)), sep="/")
+    optimizer = unflatten(leaves_by_path(_optimizer_part(state)))
     ema = {} if state.ema is None else {"ema": state.ema}
     return {"trainable": state.trainable, "optimizer": optimizer, **ema}
 
@@ -223,10 +220,4 @@ def _optimizer_part(state: State) -> dict[str, Any]:
 
 def _layout(state: State) -> dict[str, str]:
     """Shape and dtype of every array of the state by path."""
-    return {path: f"{jnp.dtype(x.dtype).name}{list(x.shape)}" for path, x in _by_path(_items(state)).items()}
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of any pytree by "/"-joined path, in the order of `jax.tree.leaves`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path: f"{jnp.dtype(x.dtype).name}{list(x.shape)}" for path, x in leaves_by_path(_items(state)).items()}

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+from flax import linen as nn
 
 from pidiff_jax.convert.table import DENSE, SAME, Entry, to_foreign, to_ours
-from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.identity_mapper import MapperSpec
-from pidiff_jax.models.unet import UNetSpec
+from pidiff_jax.models.shapes import unet_shapes
+from pidiff_jax.models.unet import UNet, UNetSpec
+from pidiff_jax.paths import flatten
 
 _IP_ADAPTER_TOKENS = 4  # diffusers fixes this number for a linear image projection
 _STAGES = ("down_blocks", "up_blocks", "mid_block")
@@ -121,7 +123,7 @@ def cross_attention_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _identity_table(spec: UNetSpec, prefix: str, suffix: str) -> list[Entry]:
-    shapes = traverse_util.flatten_dict(split_identity(unet_shapes(spec))[1], sep="/")
+    shapes = flatten(split_identity(nn.meta.unbox(unet_shapes(UNet(spec))))[1])
     numbers = {path: 2 * i + 1 for i, path in enumerate(cross_attention_paths(list(shapes)))}
     entries = []
     for path, leaf in shapes.items():

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
+from pidiff_jax.models.shapes import text_encoder_shapes
 
 _PREFIX = "text_model."
 # A constant 0, 1, 2, ... that older files carry.
@@ -18,9 +17,7 @@ _IGNORED = (r"text_model\.embeddings\.position_ids",)
 
 def clip_table(spec: ClipTextSpec) -> list[Entry]:
     """The table between our text encoder and published files (whose names start with "text_model.")."""
-    text_ids = jnp.zeros((1, spec.max_length), jnp.int32)
-    shapes = nn.meta.unbox(jax.eval_shape(ClipText(spec).init, jax.random.key(0), text_ids))["params"]
-    return derive_table(shapes, renames=[("^", _PREFIX)])
+    return derive_table(nn.meta.unbox(text_encoder_shapes(ClipText(spec))), renames=[("^", _PREFIX)])
 
 
 def clip_from_transformers(spec: ClipTextSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -152,6 +152,20 @@ def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
         )
 
 
+def latent_size(config: Config, source: str = "unet/config.json") -> tuple[int, int]:
+    """Height and width of the latents that a `UNet2DConditionModel` was made for; 64 each where its config has none.
+
+    Raises:
+        ValueError: `sample_size` is neither a number nor a pair of them.
+    """
+    size = config.get("sample_size")
+    size = 64 if size is None else size
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{source}: expected a sample_size like 64 or [64, 64], got {size!r}; correct it")
+    return pair
+
+
 def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
     """The spec of an `AutoencoderKL`."""
     with _named(source):

@@ -1,25 +1,23 @@
-"""A Stable Diffusion folder in diffusers' format, loaded whole or part by part."""
+"""A Stable Diffusion folder in diffusers' format: opened as a whole, its weights loaded together or part by part."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import CLIPTokenizer
 
-from data_pipeline.tokenizer import load_tokenizer, tokenize
 from pidiff_jax.convert import diffusers_config as configs
 from pidiff_jax.convert.clip import clip_from_transformers
+from pidiff_jax.convert.clip_tokenizer import load_tokenizer
 from pidiff_jax.convert.files import read_shard_index, read_tensors
 from pidiff_jax.convert.table import to_ours
 from pidiff_jax.convert.unet import unet_table
 from pidiff_jax.convert.vae import vae_from_diffusers
 from pidiff_jax.diffusion.schedule import NoiseSchedule
-from pidiff_jax.models.clip import ClipText, ClipTextSpec
-from pidiff_jax.models.identity_mapper import IdentityMapper
-from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
-from pidiff_jax.models.vae import AutoencoderKL, VAESpec
-from pidiff_jax.pipeline import Components
+from pidiff_jax.models.clip import ClipTextSpec
+from pidiff_jax.models.unet import UNetSpec
+from pidiff_jax.models.vae import VAESpec
 
 # Weight files of each part without their suffixes, the usual name first.
 _STEMS = {
@@ -39,68 +37,63 @@ _UNUSED_PARTS = ("safety_checker", "feature_extractor")
 
 @dataclass(frozen=True)
 class DiffusersFolder:
-    """A whole text-to-image model: specs, parameters (plain nested dicts), tokenizer, schedule."""
+    """A text-to-image model on disk: its specs, tokenizer and schedule; the parameters are read when they are asked for.
 
+    variant: of the weight files to read, for example "fp16"; None the plain ones.
+    latent_size: height and width of the latents that the model was made for.
+    """
+
+    path: Path
+    variant: str | None
     unet_spec: UNetSpec
-    unet_params: dict[str, Any]
     vae_spec: VAESpec
-    vae_params: dict[str, Any]
     text_spec: ClipTextSpec
-    text_params: dict[str, Any]
     tokenizer: CLIPTokenizer
     schedule: configs.ScheduleSettings
+    latent_size: tuple[int, int]
 
-    def to_components(self, identity: IdentityAttentionSpec | None, mapper: IdentityMapper | None) -> Components:
-        """The modules for these specs, with an identity branch in the UNet where `identity` is given."""
-        return Components(
-            unet=UNet(replace(self.unet_spec, identity=identity)),
-            text_encoder=ClipText(self.text_spec),
-            vae=AutoencoderKL(self.vae_spec),
-            mapper=mapper,
-            schedule=noise_schedule(self.schedule),
-            prediction_type=self.schedule.prediction_type,
-            null_text_ids=tuple(int(i) for i in tokenize(self.tokenizer, [""])[0]),
-            tokenizer=self.tokenizer,
-            timestep_spacing=self.schedule.timestep_spacing,
-            steps_offset=self.schedule.steps_offset,
-            set_alpha_to_one=self.schedule.set_alpha_to_one,
-        )
+    def load(self, dtype: np.dtype | type | None = np.float32) -> dict[str, Any]:
+        """Reads {"unet", "vae", "text_encoder"} as plain nested dicts of host arrays; dtype None keeps the files'.
+
+        Raises:
+            FileNotFoundError: lists every missing file.
+            ValueError: a tensor that is missing, unknown or misshapen.
+        """
+        self.check_files()
+        return {
+            "unet": load_unet(self.path / "unet", self.variant, dtype)[1],
+            "vae": load_vae(self.path / "vae", self.variant, dtype)[1],
+            "text_encoder": load_text_encoder(self.path / "text_encoder", self.variant, dtype)[1],
+        }
+
+    def check_files(self) -> None:
+        """Raises FileNotFoundError with every file that the folder should have and lacks."""
+        check_files(self.path, self.variant)
 
 
-def load_diffusers_folder(
-    path: Path | str, *, variant: str | None = None, dtype: np.dtype | type | None = np.float32
-) -> DiffusersFolder:
-    """Loads a Stable Diffusion 1.x or 2.x folder as `save_pretrained` of diffusers writes it.
+def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> DiffusersFolder:
+    """Opens a Stable Diffusion 1.x or 2.x folder as `save_pretrained` of diffusers writes it; reads no weights.
 
     Args:
         path: folder with model_index.json.
         variant: reads `*.<variant>.safetensors` (for example "fp16") instead of the plain files.
-        dtype: of the parameters; None keeps the files'.
 
     Raises:
-        FileNotFoundError: lists every missing file.
-        ValueError: a part, a config field or a tensor that isn't implemented, or parts that don't fit each other.
+        FileNotFoundError: lists every missing config file.
+        ValueError: a part or a config field that isn't implemented, or parts that don't fit each other.
     """
     path = Path(path)
-    check_files(path, variant)
+    _raise_missing(path, _missing_configs(path))
     _check_classes(path / "model_index.json")
-    # Configs and tokenizer first: what doesn't fit is found before gigabytes are read.
-    unet_spec = configs.unet_spec(*_config(path / "unet"))
+    unet_config, unet_source = _config(path / "unet")
+    unet_spec = configs.unet_spec(unet_config, unet_source)
     vae_spec = configs.vae_spec(*_config(path / "vae"))
     text_spec = configs.text_spec(*_config(path / "text_encoder"))
     schedule = configs.schedule_settings(*_config(path / "scheduler", "scheduler_config.json"))
     tokenizer = load_tokenizer(path / "tokenizer")
     _check_parts(path, unet_spec, vae_spec, text_spec, tokenizer)
-    return DiffusersFolder(
-        unet_spec=unet_spec,
-        unet_params=load_unet(path / "unet", variant, dtype)[1],
-        vae_spec=vae_spec,
-        vae_params=load_vae(path / "vae", variant, dtype)[1],
-        text_spec=text_spec,
-        text_params=load_text_encoder(path / "text_encoder", variant, dtype)[1],
-        tokenizer=tokenizer,
-        schedule=schedule,
-    )
+    latent_size = configs.latent_size(unet_config, unet_source)
+    return DiffusersFolder(path, variant, unet_spec, vae_spec, text_spec, tokenizer, schedule, latent_size)
 
 
 def load_unet(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[UNetSpec, dict[str, Any]]:
@@ -135,8 +128,7 @@ def noise_schedule(settings: configs.ScheduleSettings) -> NoiseSchedule:
 
 def check_files(path: Path, variant: str | None = None) -> None:
     """Raises FileNotFoundError with every file that a Stable Diffusion folder should have and this one lacks."""
-    singles = ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _STEMS)]
-    missing = [name for name in singles if not (path / name).is_file()]
+    missing = _missing_configs(path)
     for part, stems in _STEMS.items():
         try:
             file = weight_file(path / part, stems, variant)
@@ -145,8 +137,18 @@ def check_files(path: Path, variant: str | None = None) -> None:
             continue
         shards = sorted(set(read_shard_index(file).values())) if file.suffix == ".json" else []
         missing += [f"{part}/{shard}" for shard in shards if not (path / part / shard).is_file()]
+    _raise_missing(path, missing)
+
+
+def _missing_configs(path: Path) -> list[str]:
+    singles = ["model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _STEMS)]
+    missing = [name for name in singles if not (path / name).is_file()]
     if not any((path / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         missing.append("tokenizer/vocab.json with merges.txt")
+    return missing
+
+
+def _raise_missing(path: Path, missing: list[str]) -> None:
     if missing:
         raise FileNotFoundError(
             f"expected a Stable Diffusion folder in diffusers' format at {path}, missing {', '.join(missing)}; "

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
+
+from pidiff_jax.paths import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def derive_table(
     """
     entries: list[Entry] = []
     seen: dict[str, str] = {}
-    for path, leaf in traverse_util.flatten_dict(dict(expected_shapes), sep="/").items():
+    for path, leaf in flatten(expected_shapes).items():
         shape = tuple(leaf.shape)
         foreign = _foreign_name(path, renames)
         if foreign in seen:
@@ -114,12 +115,12 @@ def to_ours(table: Sequence[Entry], foreign: Mapping[str, np.ndarray], ignore: S
         flat[entry.ours] = np.ascontiguousarray(entry.layout.to_ours(np.asarray(tensor)))
     if problems:
         raise ValueError(_summary("the weights don't fit this model", problems))
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def to_foreign(table: Sequence[Entry], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Converts our nested tree to a foreign state dict; the inverse of `to_ours`, as strict."""
-    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    flat = flatten(tree)
     by_path = {entry.ours: entry for entry in table}
     problems = [f"missing {path!r}" for path in by_path if path not in flat]
     problems += [f"unknown {path!r}" for path in flat if path not in by_path]

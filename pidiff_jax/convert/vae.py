@@ -4,12 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
+from pidiff_jax.models.shapes import vae_shapes
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 
 # Attention names in files written before diffusers 0.17.
@@ -18,8 +17,7 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 
 def vae_table(spec: VAESpec) -> list[Entry]:
     """The table between our VAE and diffusers' `AutoencoderKL`."""
-    pixels = jnp.zeros((1, spec.downsampling, spec.downsampling, spec.in_channels))
-    return derive_table(nn.meta.unbox(jax.eval_shape(AutoencoderKL(spec).init, jax.random.key(0), pixels))["params"])
+    return derive_table(nn.meta.unbox(vae_shapes(AutoencoderKL(spec))))
 
 
 def vae_from_diffusers(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.bootstrap import Interval
+from pidiff_jax.evaluation.on_off import OnOff
 
 SCORES = (
     "identity_similarity",
@@ -20,7 +21,7 @@ SCORES = (
 
 def write_metrics(
     path: Path,
-    scores: Mapping[str, Mapping[str, Interval]],
+    scores: Mapping[str, OnOff[Interval]],
     *,
     num_steps: int,
     seconds_training: float | int,
@@ -39,7 +40,7 @@ def write_metrics(
     """
     if set(scores) != set(SCORES):
         raise ValueError(f"expected the scores {', '.join(SCORES)}, got {', '.join(sorted(scores))}; correct the names")
-    content: dict[str, Any] = {name: {key: scores[name][key]._asdict() for key in ("on", "off")} for name in SCORES}
+    content: dict[str, Any] = {name: scores[name].map(Interval._asdict)._asdict() for name in SCORES}
     content |= {"details": {name: interval._asdict() for name, interval in (details or {}).items()}}
     content |= {"num_steps": num_steps, "seconds_training": seconds_training}
     content |= {"versions": dict(versions), "fingerprints": dict(fingerprints), **facts}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from pidiff_jax.losses.localisation import area_resize
+from pidiff_jax.arrays import area_resize
 
 
 def identity_similarity(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
+
+from pidiff_jax.arrays import area_resize
 
 _EPSILON = 1e-8
 
@@ -37,17 +38,3 @@ def outside_share(attention: Float[Array, "b _h _w *t"], face_mask: Float[Array,
         strength = strength.sum(-1)
     outside = 1.0 - area_resize(face_mask.astype(jnp.float32), strength.shape[1:])
     return (strength * outside).sum((1, 2)) / (strength.sum((1, 2)) + _EPSILON)
-
-
-def area_resize(maps: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b _h _w"]:
-    """Resizes so that each new cell holds the mean over the area that it covers, for any pair of sizes."""
-    rows, columns = (_coverage(old, new) for old, new in zip(maps.shape[1:], size, strict=True))
-    return jnp.einsum("ph,bhw,qw->bpq", rows, maps, columns)
-
-
-def _coverage(old: int, new: int) -> np.ndarray:
-    """(new, old): the fraction of each new cell that each old cell fills; rows sum to 1."""
-    edges_new, edges_old = np.arange(new + 1) * (old / new), np.arange(old + 1)
-    low = np.maximum(edges_new[:-1, None], edges_old[None, :-1])
-    high = np.minimum(edges_new[1:, None], edges_old[None, 1:])
-    return (np.maximum(high - low, 0.0) * (new / old)).astype(np.float32)

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from pidiff_jax.models.attention import Conditioning, IdentityAttentionSpec
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm, sinusoidal_embedding
+from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet_blocks import AttentionMaps, Block, MidBlock, with_prefix
+from pidiff_jax.paths import flatten, unflatten
 
 __all__ = ["IdentityAttentionSpec", "UNet", "UNetSpec", "init_identity_from_text"]
 
@@ -83,7 +84,7 @@ class UNet(nn.Module):
         self,
         noisy_latents: Float[Array, "b h w c"],
         timesteps: Num[Array, "b"],
-        text_embeds: Float[Array, "b m d"],
+        text: TextConditioning,
         identity_tokens: Float[Array, "b t d_id"] | None = None,
         identity_scale: Float[Array, "..."] | float | None = None,
         return_attention: bool = False,
@@ -93,7 +94,7 @@ class UNet(nn.Module):
         Args:
             noisy_latents: scaled latents; height and width divisible by 2 per resolution below the first.
             timesteps: 0..num_steps-1, may be fractional.
-            text_embeds: hidden states of the text encoder.
+            text: from the model's conditioner, for the same samples.
             identity_tokens: from `IdentityMapper`; None leaves the identity out.
             identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to
                 (b, h, w, t); lower resolutions have the means of blocks. None means 1. Where it is 0, a layer's output
@@ -105,13 +106,13 @@ class UNet(nn.Module):
             ValueError: shapes that don't fit the spec or each other.
         """
         spec = self.spec
-        self._check_inputs(noisy_latents, text_embeds, identity_tokens)
+        self._check_inputs(noisy_latents, text.embeds, identity_tokens)
         scale = (
             None
             if identity_tokens is None
             else expand_scale(identity_scale, noisy_latents.shape, identity_tokens.shape)
         )
-        cond = Conditioning(text_embeds, identity_tokens, scale)
+        cond = Conditioning(text.embeds, identity_tokens, scale)
         time_embed = TimeEmbedding(spec.block_out_channels[0], self.dtype, name="time_embedding")(timesteps)
 
         x = Conv(spec.block_out_channels[0], dtype=self.dtype, name="conv_in")(noisy_latents)
@@ -221,11 +222,11 @@ def init_identity_from_text(params: Mapping[str, Any], value_scale: float = 1.0)
     Takes a tree of plain arrays (no axis names); returns a new one. Values are multiplied by `value_scale`, so that a
     smaller one starts training nearer to the base model. Kernels of other widths are left as they are.
     """
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat = flatten(params)
     for path, kernel in flat.items():
         head, _, tail = path.rpartition("_id/kernel")
         source = flat.get(f"{head}/kernel")
         if tail or source is None or source.shape != kernel.shape:
             continue
         flat[path] = source * value_scale if head.endswith("to_v") else source
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return unflatten(flat)

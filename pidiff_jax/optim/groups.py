@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import optax
-from flax import traverse_util
 from optax import contrib
 
-from pidiff_jax.optim.rules import FROZEN, Tree, flatten, listing
+from pidiff_jax.optim.rules import FROZEN
 from pidiff_jax.optim.schedules import make_schedule
+from pidiff_jax.paths import Tree, flatten, listing, unflatten
 
 # Root mean square of a matrix's update by Muon at a rate of 1: about AdamW's, so that the same rates and decays fit.
 # Source: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
@@ -95,7 +95,7 @@ def make_optimizer(
         )
     schedules = {name: _schedule(spec, num_steps) for name, spec in specs.items()}
     transforms = {name: _TRANSFORMS[spec.optimizer](spec, schedules[name]) for name, spec in specs.items()}
-    tree = traverse_util.unflatten_dict(labels, sep="/")
+    tree = unflatten(labels)
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     chained = optax.chain(*clip, optax.partition(transforms, tree))
     return GroupedOptimizer(chained.init, chained.update, tree, schedules)

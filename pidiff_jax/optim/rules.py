@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
-Tree = Mapping[str, Any]
+from pidiff_jax.paths import Tree, flatten, listing, unflatten
+
 FROZEN = "frozen"
 
 
@@ -54,7 +54,7 @@ def assign_groups(rules: Sequence[ParameterRule], tree: Tree) -> dict[str, Any]:
             f"expected every rule to be the first match of a parameter, got no such parameter for {listing(unused)}; "
             "correct the pattern, move it before the rules that match the same paths, or remove it"
         )
-    return traverse_util.unflatten_dict(groups, sep="/")
+    return unflatten(groups)
 
 
 def split(tree: Tree, groups: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,7 +71,7 @@ def split(tree: Tree, groups: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"expected a tree with the paths of its groups, got differences at {listing(different)}")
     frozen = {path: leaf for path, leaf in leaves.items() if names[path] == FROZEN}
     trainable = {path: leaf for path, leaf in leaves.items() if names[path] != FROZEN}
-    return traverse_util.unflatten_dict(trainable, sep="/"), traverse_util.unflatten_dict(frozen, sep="/")
+    return unflatten(trainable), unflatten(frozen)
 
 
 def merge(trainable: Tree, frozen: Tree) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def merge(trainable: Tree, frozen: Tree) -> dict[str, Any]:
     common = sorted(left.keys() & right.keys())
     if common:
         raise ValueError(f"expected trees without a path in common, got both with {listing(common)}")
-    return traverse_util.unflatten_dict({**left, **right}, sep="/")
+    return unflatten({**left, **right})
 
 
 def describe_parameters(groups: Tree, tree: Tree, num_examples: int = 2) -> str:
@@ -100,17 +100,6 @@ def describe_parameters(groups: Tree, tree: Tree, num_examples: int = 2) -> str:
     lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
     lines.insert(1, "  ".join("-" * width for width in (*widths, len(rows[0][3]))))
     return "\n".join(lines)
-
-
-def flatten(tree: Tree) -> dict[str, Any]:
-    """Returns the leaves of nested dicts by "/"-joined path."""
-    return traverse_util.flatten_dict(dict(tree), sep="/")
-
-
-def listing(names: Sequence[str], limit: int = 8) -> str:
-    """Joins names for an error message, leaving out what goes beyond `limit`."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

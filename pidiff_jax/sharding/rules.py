@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pidiff_jax.paths import flatten, unflatten
 
 # (logical axis, mesh axis); None replicates. A logical axis may come several times: the first mesh axis that divides the
 # dimension and isn't taken by another dimension of the same array wins. Convolutions aren't split over `tensor`: their
@@ -42,12 +43,12 @@ def infer_shardings(
     Raises:
         ValueError: a logical axis has no rule.
     """
-    flat = traverse_util.flatten_dict(dict(boxed), sep="/")
+    flat = flatten(boxed)
     table: dict[str, list[str | None]] = {}
     for logical, axis in rules:
         table.setdefault(logical, []).append(axis)
     specs = {path: _partition_spec(path, leaf, mesh, table, min_elements) for path, leaf in flat.items()}
-    return traverse_util.unflatten_dict({path: NamedSharding(mesh, spec) for path, spec in specs.items()}, sep="/")
+    return unflatten({path: NamedSharding(mesh, spec) for path, spec in specs.items()})
 
 
 def _partition_spec(

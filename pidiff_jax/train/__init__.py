@@ -1,1 +1,1 @@
-"""The training run: state, step, and what builds and drives them."""
+"""Training: what an experiment is, its abstract plan, the pure step, and the loop with its hooks."""

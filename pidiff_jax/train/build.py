@@ -1,43 +1,73 @@
-"""From the config to an experiment; below this and its neighbours build_*.py, no code sees a config."""
+"""From the config to a training run of the identity adapter; below this file no code of training sees a config."""
 
-import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from data_pipeline.schema import FIELDS, RecordSpec
+from pidiff_jax.checkpoint.fingerprint import fingerprint
+from pidiff_jax.checkpoint.initialise import initialise_from
+from pidiff_jax.losses.reduce import active_losses
+from pidiff_jax.models.identity_mapper import MapperSpec
+from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
+from pidiff_jax.models.unet import IdentityAttentionSpec, init_identity_from_text
 from pidiff_jax.optim.groups import GroupSpec
 from pidiff_jax.optim.rules import ParameterRule
-from pidiff_jax.train.experiment import Experiment
-from pidiff_jax.train.loop import LoopSettings
+from pidiff_jax.paths import flatten, unflatten
+from pidiff_jax.sampling.components import BaseModel, Components
+from pidiff_jax.train.experiment import Experiment, Sources, Weights
+from pidiff_jax.train.identity_task import Dropout, IdentityTask
+from pidiff_jax.train.settings import LoopSettings
 
-# Task -> module and function; the module is imported when its task is asked for.
-BUILDERS = {
-    "autoencoder": ("build_portraits", "build_autoencoder"),
-    "text_to_image": ("build_portraits", "build_text_to_image"),
-    "wplus": ("build_portraits_faces", "build_wplus"),
-    "recogniser": ("build_portraits_faces", "build_recogniser"),
-    "scenes": ("build_portraits_faces", "build_scenes"),
-    "segmenter": ("build_portraits_faces", "build_segmenter"),
-    "identity": ("build_identity", "build_identity"),
-}
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-def build_experiment(config: Any) -> Experiment:
-    """Makes models, data and losses of the config's task.
+def build_identity(
+    config: Any, base: BaseModel, wplus_size: tuple[int, int], make_sources: Callable[[RecordSpec], Sources]
+) -> Experiment:
+    """The adapter on its base: every parameter of the base is loaded, those of the identity branch are new.
+
+    Args:
+        config: of the run.
+        base: the model that the adapter is for.
+        wplus_size: layers and width of the W+ codes.
+        make_sources: the data, as records that fit the given sizes; the latents' height and width may differ.
 
     Raises:
-        ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
+        ValueError: the config asks for something that does not exist; says what.
     """
-    if config.task not in BUILDERS:
-        raise ValueError(f"expected config.task of {sorted(BUILDERS)}, got {config.task!r}; correct the config")
-    # First what is checked at once; loading the base may take minutes.
-    settings = {
+    dtype = compute_dtype(config.compute_dtype)
+    components = _with_identity(base.components, config, wplus_size).with_dtype(dtype)
+    shapes = {
+        "unet": unet_shapes(components.unet),
+        "text_encoder": nn.meta.unbox(text_encoder_shapes(components.conditioner.text_encoder)),
+        "mapper": mapper_shapes(components.mapper),
+    }
+    record = _record_spec(components)
+    return Experiment(
+        name="identity",
+        shapes=shapes,
+        load=lambda: _load(base, components, shapes, config.seed, config.identity.value_scale),
+        losses=_task(config, components).losses,
+        **trained_parts(config),
+        sources=make_sources(record),
+        record={field.name: jax.ShapeDtypeStruct(record.shape(field), field.dtype) for field in FIELDS},
+        components=components,
+        frozen_dtype=dtype,
+    )
+
+
+def trained_parts(config: Any) -> dict[str, Any]:
+    """Which parameters are trained, how, and on what: the arguments of `Experiment` that every task's config has."""
+    return {
         "loss_weights": {name: float(weight) for name, weight in config.losses.items()},
         "rules": [ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
         "groups": {name: GroupSpec(**group) for name, group in config.groups.items()},
     }
-    loop_settings(config)
-    module, function = BUILDERS[config.task]
-    parts = getattr(importlib.import_module(f"pidiff_jax.train.{module}"), function)(config)
-    return Experiment(name=config.task, **settings, **parts)
 
 
 def loop_settings(config: Any) -> LoopSettings:
@@ -54,5 +84,86 @@ def loop_settings(config: Any) -> LoopSettings:
         validate_every_steps=config.validate_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
         num_checkpoints=config.num_checkpoints,
-        max_seconds=config.get("max_seconds"),
+        max_seconds=config.max_seconds,
+        num_workers=config.num_workers,
+        profile_steps=config.profile_steps,
     )
+
+
+def compute_dtype(name: str | None) -> DTypeLike:
+    """The dtype of a config's `compute_dtype`; None is float32 on a CPU and bfloat16 on accelerators.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if name is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"expected config.compute_dtype of {COMPUTE_DTYPES} or None, got {name!r}; correct it")
+    return jnp.dtype(name)
+
+
+def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) -> MapperSpec:
+    """Checks that the config's groups cover the W+ layers and makes the mapper's spec."""
+    groups = tuple(tuple(group) for group in config.mapper_groups)
+    covered = [layer for start, end in groups for layer in range(start, end)]
+    if covered != list(range(num_layers)):
+        raise ValueError(
+            f"expected config.mapper_groups to cover the W+ layers 0..{num_layers - 1} in order, got {groups}; correct it"
+        )
+    return MapperSpec(groups, wplus_dim, token_dim, config.mapper_tokens_per_group)
+
+
+def _with_identity(components: Components, config: Any, wplus_size: tuple[int, int]) -> Components:
+    token_dim = components.unet.spec.cross_attention_dim
+    attention = IdentityAttentionSpec(variant=config.identity.variant, token_dim=token_dim, sink=config.identity.sink)
+    return components.with_identity(attention, mapper_spec(config, *wplus_size, token_dim))
+
+
+def _task(config: Any, components: Components) -> IdentityTask:
+    return IdentityTask(
+        components.unet,
+        components.conditioner,
+        components.mapper,
+        components.schedule,
+        components.prediction_type,
+        components.vae.spec.scaling_factor,
+        components.null_text_ids,
+        active_losses=active_losses(config.losses.to_dict()),
+        dropout=Dropout(**config.dropout),
+        background_weight=config.background_weight,
+        min_snr_gamma=config.min_snr_gamma,
+        min_time_fraction=config.min_time_fraction,
+    )
+
+
+def _record_spec(components: Components) -> RecordSpec:
+    height, width = components.latent_size
+    mapper = components.mapper.spec
+    num_tokens = len(components.null_text_ids)
+    return RecordSpec(
+        h=height, w=width, c=components.vae.spec.latent_channels, l=mapper.num_layers, d=mapper.wplus_dim, m=num_tokens
+    )
+
+
+def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], seed: int, value_scale: float) -> Weights:
+    """Loads the base and makes the identity branch and the mapper."""
+    loaded = base.load()
+    wplus = jnp.zeros((1, components.mapper.spec.num_layers, components.mapper.spec.wplus_dim))
+    mapper = components.mapper.init(jax.random.key(seed), wplus)["params"]
+    params = {
+        "unet": _grow_identity(shapes["unet"], loaded["unet"], value_scale),
+        "text_encoder": loaded["text_encoder"],
+        "mapper": nn.meta.unbox(mapper),
+    }
+    fingerprints = {name: fingerprint(loaded[name]) for name in ("unet", "text_encoder")}
+    return Weights(params, extra={"vae": loaded["vae"]}, fingerprints=fingerprints)
+
+
+def _grow_identity(shapes: Mapping[str, Any], base_unet: Mapping[str, Any], value_scale: float) -> dict[str, Any]:
+    """The base UNet's parameters plus a fresh identity branch; strict about what is new and what is loaded."""
+    tree = {
+        path: jnp.zeros(leaf.shape, leaf.dtype) if "_id/" in path else leaf
+        for path, leaf in flatten(nn.meta.unbox(shapes)).items()
+    }
+    return init_identity_from_text(initialise_from(unflatten(tree), base_unet, allow_missing="_id/"), value_scale)

@@ -1,109 +1,52 @@
-"""What happens now and then during training: logs, validation, pictures, checkpoints."""
+"""What happens now and then during training: validation, previews, checkpoints, profiling."""
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from pidiff_jax.checkpoint.manager import CheckpointManager
-from pidiff_jax.optim.rules import merge
 from pidiff_jax.sharding.rules import shard_batch
-from pidiff_jax.train.loop import Run
-from pidiff_jax.train.step import compile_evaluate_losses
+from pidiff_jax.train.loop import TrainingRun, diverged
 
-Preview = Callable[[Mapping[str, Any]], tuple[dict[str, np.ndarray], dict[str, float]]]
-
-
-class MetricsLog:
-    """Writes scalars to TensorBoard events and to `history.jsonl`, one line per report; only in process 0.
-
-    Every report of the training has `seconds`, the time spent so far, that of earlier, interrupted parts included.
-    started: `time.perf_counter()` at the start of the program.
-    """
-
-    def __init__(self, workdir: Path, started: float):
-        self.started = started
-        self.active = jax.process_index() == 0
-        self.path = workdir / "history.jsonl"
-        if self.active:
-            _drop_half_line(self.path)
-        self.writer = SummaryWriter(str(workdir / "tensorboard")) if self.active else None
-        self.seconds_before = max((entry.get("seconds", 0.0) for entry in self.history()), default=0.0)
-
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
-        if metrics is not None:
-            self.write(step, {**metrics, "seconds": self.seconds()})
-
-    def seconds(self) -> float:
-        """Wall-clock time of this training so far, from the start of the program, in all its parts."""
-        return self.seconds_before + time.perf_counter() - self.started
-
-    def write(self, step: int, metrics: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None) -> None:
-        """Logs scalars and uint8 pictures (h, w, 3)."""
-        if not self.active:
-            return
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-        for name, picture in (pictures or {}).items():
-            self.writer.add_image(name, picture, step, dataformats="HWC")
-        self.writer.flush()
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def history(self) -> list[dict[str, float | int]]:
-        """All reports so far; see `read_history`."""
-        return read_history(self.path)
+Metrics = Mapping[str, float] | None
+# Parameters -> pictures (h, w, 3) uint8 and scores, by name.
+PreviewFn = Callable[[Mapping[str, Any]], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
 
 
-def read_history(path: Path) -> list[dict[str, float | int]]:
-    """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins."""
-    merged: dict[int, dict[str, float | int]] = {}
-    text = path.read_text() if path.is_file() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():  # without a last line that was cut off
-        entry = json.loads(line)
-        merged.setdefault(entry["step"], {}).update(entry)
-    return [merged[step] for step in sorted(merged)]
+class WriteFn(Protocol):
+    """Where hooks report to; `runs.history.History.write` is one."""
+
+    def __call__(
+        self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Notes what was found after an update."""
 
 
-def _drop_half_line(path: Path) -> None:
-    """Cuts off what a killed process left of its last line, so that the next line doesn't continue it."""
-    if path.is_file():
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-
-
-class Validation:
+class ValidationHook:
     """Mean losses on held-out data, with the averaged parameters, fixed examples and fixed noise."""
 
-    def __init__(self, run: Run, log: MetricsLog, max_batches: int = 4):
-        self.every_steps, self.log = run.settings.validate_every_steps, log
+    def __init__(self, run: TrainingRun, write: WriteFn, max_batches: int = 4):
+        self.every_steps, self.write = run.settings.validate_every_steps, write
         self.batches = list(_validation_batches(run, max_batches))
-        self.evaluate = None
+        self.evaluate: jax.stages.Compiled | None = None
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
+    def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
         if step % self.every_steps and not is_last:
             return
         if self.evaluate is None:
-            e = run.experiment
-            self.evaluate = compile_evaluate_losses(
-                e.losses, e.loss_weights, run.average, run.frozen, self.batches[0], run.mesh
-            )
+            self.evaluate = run.plan.compile_validation(run.validation_source[0])
         results = [
             self.evaluate(run.average, run.frozen, shard_batch(batch, run.mesh), jax.random.key(index))
             for index, batch in enumerate(self.batches)
         ]
-        means = {f"validation/{name}": float(np.mean([r[name] for r in results])) for name in results[0]}
-        self.log.write(step, means)
+        self.write(step, {f"validation/{name}": float(np.mean([r[name] for r in results])) for name in results[0]})
 
 
-def _validation_batches(run: Run, max_batches: int) -> Iterator[dict[str, np.ndarray]]:
+def _validation_batches(run: TrainingRun, max_batches: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the first validation batches."""
     source, size = run.validation_source, run.settings.batch_size
     local = size // jax.process_count()
@@ -113,24 +56,64 @@ def _validation_batches(run: Run, max_batches: int) -> Iterator[dict[str, np.nda
         yield {name: np.stack([r[name] for r in records]) for name in records[0]}
 
 
-class Previews:
+class PreviewHook:
     """Draws pictures and scores of the present state: the answer to "is it learning the identity?"."""
 
-    def __init__(self, every_steps: int, log: MetricsLog, preview: Preview):
-        self.every_steps, self.log, self.preview = every_steps, log, preview
+    def __init__(self, every_steps: int, write: WriteFn, preview: PreviewFn):
+        self.every_steps, self.write, self.preview = every_steps, write, preview
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
+    def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
         if step % self.every_steps == 0 and not is_last:
-            pictures, scores = self.preview(merge(run.average, run.frozen))
-            self.log.write(step, scores, pictures)
+            pictures, scores = self.preview(run.params)
+            self.write(step, scores, pictures)
 
 
-class Checkpoints:
-    """Saves the state and the position in the data when a save is due."""
+class CheckpointHook:
+    """Saves the state and the position in the data when a save is due, also when the machine is about to go away.
+
+    Raises:
+        FloatingPointError: the state isn't finite; then it isn't saved.
+    """
 
     def __init__(self, manager: CheckpointManager):
         self.manager = manager
 
-    def __call__(self, run: Run, step: int, metrics: dict[str, float] | None, is_last: bool) -> None:
-        if self.manager.should_save(step):
-            self.manager.save(run.state, run.loader.get_state())
+    def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
+        if self.manager.should_save(step) or is_last:
+            self.save(run)
+
+    def save(self, run: TrainingRun) -> None:
+        """Saves now."""
+        if not bool(_all_finite(run.state)):
+            raise diverged("a state that isn't", run.step)
+        self.manager.save(run.state, run.data_state)
+
+
+@jax.jit
+def _all_finite(state: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]).all()
+
+
+class ProfileHook:
+    """Watches some updates with JAX's profiler; TensorBoard shows the trace in its "Profile" tab.
+
+    first_step, last_step: the updates to watch, counted from 1.
+    folder: of TensorBoard's events.
+    """
+
+    def __init__(self, first_step: int, last_step: int, folder: Path):
+        self.first_step, self.last_step, self.folder = first_step, last_step, folder
+        self.watching = False
+
+    def start_if_due(self, next_step: int, is_last: bool = False) -> None:
+        """Starts before update `next_step`; also called before the first update of a program."""
+        if not self.watching and not is_last and self.first_step <= next_step <= self.last_step:
+            jax.profiler.start_trace(str(self.folder))
+            self.watching = True
+
+    def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
+        if self.watching and (step >= self.last_step or is_last):
+            jax.block_until_ready(run.state)
+            jax.profiler.stop_trace()
+            self.watching = False
+        self.start_if_due(step + 1, is_last)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from pidiff_jax.optim.groups import GroupedOptimizer
-from pidiff_jax.optim.rules import flatten
+from pidiff_jax.paths import flatten
 from pidiff_jax.sharding.rules import replicated
 
 
@@ -25,20 +25,27 @@ class TrainState:
     ema: Any
 
 
-def init_state(trainable: Any, optimizer: GroupedOptimizer, *, ema: bool, shardings: Any = None) -> TrainState:
-    """Starts a run from `trainable` (host or device arrays), which stays valid: the state owns copies.
+def initial_state(trainable: Any, optimizer: GroupedOptimizer, *, ema: bool) -> TrainState:
+    """The state before the first step; pure. It owns copies: what is given stays valid when the state is donated.
 
     Args:
         trainable: nested dict of arrays.
         optimizer: for the same tree.
         ema: whether to keep a moving average.
-        shardings: tree of `NamedSharding` like `trainable`; None leaves everything on the default device.
+    """
+    # Two copies: the average must not share the buffers that the first step donates.
+    average = jax.tree.map(jnp.copy, trainable) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, trainable), optimizer.init(trainable), average)
+
+
+def init_state(trainable: Any, optimizer: GroupedOptimizer, *, ema: bool, shardings: Any = None) -> TrainState:
+    """`initial_state` of host or device arrays, on devices.
+
+    shardings: tree of `NamedSharding` like `trainable`; None leaves everything on the default device.
     """
 
     def build(params: Any) -> TrainState:
-        # Two copies: the average must not share the buffers that the first step donates.
-        average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), optimizer.init(params), average)
+        return initial_state(params, optimizer, ema=ema)
 
     if shardings is None:
         return jax.jit(build)(trainable)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pidiff_jax.losses.reduce import reduce_losses
 from pidiff_jax.optim.ema import decay_at, update_ema
 from pidiff_jax.optim.groups import GroupedOptimizer
-from pidiff_jax.optim.rules import flatten, merge
+from pidiff_jax.optim.rules import merge
+from pidiff_jax.paths import flatten
 from pidiff_jax.sharding.rules import DEFAULT_RULES, AxisRules, batch_structs, replicated
 from pidiff_jax.train.state import TrainState
 

@@ -15,7 +15,7 @@ from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.e4e import E4eEncoder
 from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.models.stylegan2 import Synthesis
-from pidiff_jax.optim.rules import flatten
+from pidiff_jax.paths import flatten
 from pidiff_jax.train.build_portraits import components, init_autoencoder
 
 PIXELS = jnp.zeros((1, embedded.RESOLUTION_PX, embedded.RESOLUTION_PX, 3))

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.sources import ArraySource
 from pidiff_jax.checkpoint.parameters import load_parameters
-from pidiff_jax.optim.rules import flatten
+from pidiff_jax.paths import flatten
 from pidiff_jax.train import run
 from pidiff_jax.train.workdir import Workdir
 from tests.train.tiny_training import NETWORK, loss_fn, make_batch, make_config, make_experiment

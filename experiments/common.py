@@ -1,0 +1,41 @@
+"""The keys that every run has, with their usual values; an experiment sets those that it wants otherwise."""
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
+
+
+def training_run(world: str, task: str) -> ConfigDict:
+    """Length, cadence and machine of a run.
+
+    world: where base model and data come from, "portraits" (embedded) or "photographs".
+    task: what is trained, "identity" or one of the world's own.
+    """
+    config = ConfigDict({"world": world, "task": task, "seed": 0})
+    config.num_steps = 1_000
+    config.batch_size = 16
+    config.accumulate_steps = 1  # parts that a batch is worked through in, to save memory
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; -1: all that are left
+    config.clip_norm = FieldReference(1.0)  # of the gradient; None: no clipping
+    config.ema_decay = FieldReference(0.999)  # None: no moving average
+    config.log_every_steps = 50
+    config.validate_every_steps = 500
+    config.checkpoint_every_steps = 500
+    config.num_checkpoints = 2  # the latest are kept
+    config.max_seconds = placeholder(float)  # stop, save and score after so long; None: never
+    config.num_workers = 0  # processes that read data; 0: threads of the training process
+    config.profile_steps = placeholder(tuple)  # first and last update that the profiler watches; None: none
+    return config
+
+
+def adapter(config: ConfigDict) -> ConfigDict:
+    """Adds the keys that every identity adapter has; docs/method.md says what each choice does."""
+    config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
+    config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 1.0})
+    config.mapper_tokens_per_group = 1
+    config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
+    config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
+    config.background_weight = placeholder(float)  # of the denoising loss outside the face; None: no mask
+    config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
+    config.min_time_fraction = 0.0  # smallest noise level that is trained; 0: all
+    config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})
+    return config

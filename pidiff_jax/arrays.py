@@ -1,0 +1,47 @@
+"""Small things that everybody does to arrays: bytes to pixels, batches of one compiled shape, resizing by area."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped, UInt8
+
+
+def signed_pixels(pixels: UInt8[Array, "*b"] | UInt8[np.ndarray, "*b"]) -> Float[Array, "*b"] | Float[np.ndarray, "*b"]:
+    """Bytes to float32 in [-1, 1], what the networks read; JAX or numpy arrays, as they come."""
+    return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def fill_up(array: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray, "{size} ..."]:
+    """Repeats the last row until there are `size`: a short batch takes the shape that is compiled already."""
+    return np.pad(array, ((0, size - len(array)),) + ((0, 0),) * (array.ndim - 1), mode="edge")
+
+
+def in_batches(function: Callable[..., Any], *arrays: Shaped[np.ndarray, "n ..."], batch_size: int) -> Any:
+    """Applies a function of rows batch by batch, all of one shape, and joins its results: arrays, or a tree of them.
+
+    The last batch is filled up; what the function makes of the filling is dropped. Results are numpy arrays.
+    """
+    outputs = []
+    for start in range(0, len(arrays[0]), batch_size):
+        batch = [np.asarray(array[start : start + batch_size]) for array in arrays]
+        keep = len(batch[0])
+        result = function(*(fill_up(rows, batch_size) for rows in batch))
+        outputs.append(jax.tree.map(lambda x, keep=keep: np.asarray(x)[:keep], result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+
+def area_resize(maps: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b _h _w"]:
+    """Resizes so that each new cell holds the mean over the area that it covers, for any pair of sizes."""
+    rows, columns = (_coverage(old, new) for old, new in zip(maps.shape[1:], size, strict=True))
+    return jnp.einsum("ph,bhw,qw->bpq", rows, maps, columns)
+
+
+def _coverage(old: int, new: int) -> np.ndarray:
+    """(new, old): the fraction of each new cell that each old cell fills; rows sum to 1."""
+    edges_new, edges_old = np.arange(new + 1) * (old / new), np.arange(old + 1)
+    low = np.maximum(edges_new[:-1, None], edges_old[None, :-1])
+    high = np.minimum(edges_new[1:, None], edges_old[None, 1:])
+    return (np.maximum(high - low, 0.0) * (new / old)).astype(np.float32)

@@ -1,0 +1,143 @@
+"""CLIP tokenizers: loading and writing their folders, captions to token ids, and vocabularies of chosen words."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+
+Merges = list[tuple[str, str]]
+
+
+def load_tokenizer(folder: Path | str) -> CLIPTokenizer:
+    """Loads a CLIP tokenizer folder (vocab.json and merges.txt, or tokenizer.json) and checks its vocabulary.
+
+    Raises:
+        FileNotFoundError: the folder holds neither form.
+        ValueError: the loaded vocabulary differs from the file's, or the folder doesn't say how long a text may be.
+    """
+    folder = Path(folder)
+    expected = _vocabulary_size(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return _checked(tokenizer, expected, str(folder))
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Int[np.ndarray, "b m"]:
+    """Token ids, int32, cut or padded to the tokenizer's `model_max_length` m, with start and end tokens."""
+    encoded = tokenizer(
+        list(captions),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="np",
+    )
+    return encoded["input_ids"].astype(np.int32)
+
+
+def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
+    """A tokenizer to which each of the (lower-case) words is one token; any other text falls into pieces.
+
+    max_length: tokens of a text, those of its start and end included.
+    """
+    vocabulary, merges = word_vocabulary(words)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    return _checked(tokenizer, len(vocabulary), "the words' vocabulary")
+
+
+def write_tokenizer(folder: Path | str, vocabulary: dict[str, int], merges: Merges, max_length: int) -> None:
+    """Writes a CLIP tokenizer folder: vocab.json, merges.txt, tokenizer_config.json.
+
+    Raises:
+        FileExistsError: the folder has a vocabulary already.
+    """
+    folder = Path(folder)
+    if (folder / "vocab.json").exists():
+        raise FileExistsError(f"expected no tokenizer in {folder}, got one; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_length, "bos_token": START, "eos_token": END}
+    config |= {"pad_token": END, "unk_token": END}
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def word_vocabulary(words: Sequence[str]) -> tuple[dict[str, int], Merges]:
+    """A CLIP byte-pair vocabulary in which each of the (lower-case) words is one token.
+
+    Laid out as CLIP's own: 256 byte symbols, the same at a word's end, one token per merge, start and end. Each word is
+    first encoded with the merges so far; what remains in pieces is joined from the left by new merges of the lowest
+    priority, which never disturb a word that was already whole.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        if word != word.lower() or len(word.split()) != 1:
+            raise ValueError(f"expected lower-case words without spaces, got {word!r}; split the captions into words")
+        pieces = apply_merges(word, ranks)
+        while len(pieces) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+            pieces = apply_merges(word, ranks)
+    symbols = list(_byte_symbols().values())
+    joined = ["".join(pair) for pair in ranks]
+    tokens = dict.fromkeys([*symbols, *(s + WORD_END for s in symbols), *joined, START, END])
+    return {token: index for index, token in enumerate(tokens)}, list(ranks)
+
+
+def apply_merges(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encodes one word: again and again joins the leftmost pair of the best rank.
+
+    Source: Sennrich et al. 2016 (arXiv 1508.07909), algorithm 1.
+    """
+    symbols = _byte_symbols()
+    pieces = [symbols[byte] for byte in word.encode("utf-8")]
+    pieces[-1] += WORD_END
+    while True:
+        pairs = [pair for pair in zip(pieces[:-1], pieces[1:], strict=True) if pair in ranks]
+        if not pairs:
+            return pieces
+        best = min(pairs, key=ranks.__getitem__)
+        at = next(i for i in range(len(pieces) - 1) if (pieces[i], pieces[i + 1]) == best)
+        pieces[at : at + 2] = ["".join(best)]
+
+
+@functools.cache
+def _byte_symbols() -> dict[int, str]:
+    """A printable character for each byte, in CLIP's order: printable bytes as they are, then the rest from U+0100 on.
+
+    Source: openai/CLIP clip/simple_tokenizer.py, `bytes_to_unicode`.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _vocabulary_size(folder: Path) -> int:
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    if (folder / "tokenizer.json").is_file():
+        return len(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    raise FileNotFoundError(
+        f"expected vocab.json and merges.txt, or tokenizer.json, in {folder}, found neither; copy the "
+        "model's tokenizer folder"
+    )
+
+
+def _checked(tokenizer: CLIPTokenizer, expected_size: int, source: str) -> CLIPTokenizer:
+    # transformers swallows unknown keyword arguments and then makes a vocabulary of the special tokens alone.
+    if len(tokenizer) != expected_size:
+        raise ValueError(
+            f"expected {expected_size} tokens from {source}, got {len(tokenizer)}; check the file and the "
+            "transformers version"
+        )
+    if tokenizer.model_max_length > 10_000:  # transformers' stand-in for "not given" is 1e30
+        raise ValueError(
+            f"expected model_max_length in the tokenizer_config.json of {source}, got none; add it (77 for Stable "
+            "Diffusion)"
+        )
+    return tokenizer

@@ -1,0 +1,113 @@
+"""What is drawn and scored of an identity adapter: previews on the way, and everything at its end."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from pidiff_jax.evaluation.identity import Evaluation, evaluate_identity
+from pidiff_jax.evaluation.previewer import Previewer
+from pidiff_jax.evaluation.protocol import Protocol
+from pidiff_jax.evaluation.subjects import HeldOut, PreviewPeople, Prompts
+from pidiff_jax.sampling.compiled import CompiledSampler, GenerateFn
+from pidiff_jax.sampling.components import Components
+from pidiff_jax.sampling.generate import Sampling
+
+PREVIEW_PEOPLE = 16  # also the batch size of the scoring, so that one compiled sampler serves both
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is scored, where somebody judges.
+
+    split: whose people and prompts they are, "test" or "validation".
+    """
+
+    split: str
+    held_out: HeldOut
+    num_people: int
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a model is looked at.
+
+    exam: None where nobody judges; then there are pictures only.
+    """
+
+    sampling: Sampling
+    protocol: Protocol
+    exam: Exam | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the scores depend on beside the parameters, for metrics.json and the report; empty without scores."""
+        if self.exam is None:
+            return {}
+        return {
+            "split": self.exam.split,
+            "num_people": self.exam.num_people,
+            "num_prompts": len(self.exam.prompts.texts),
+            "num_diversity_people": min(self.protocol.num_diversity_people, self.exam.num_people),
+            "num_seeds": self.protocol.num_seeds,
+            "identity_scale": self.protocol.identity_scale,
+            "guidance_scale": float(self.sampling.guidance_scale),
+            "sampling_steps": self.sampling.num_steps,
+            "seed": self.protocol.seed,
+        }
+
+
+class Evaluator:
+    """Draws and scores one model with changing parameters; the samplers are compiled once, whoever uses them first.
+
+    Args:
+        components: the model.
+        extra_params: those of its parameters that are not trained with it, such as {"vae": ...}, on the mesh; may be empty
+            where all come together.
+        mesh: that the parameters lie on.
+        settings: what is drawn, and how.
+        preview_people: makes the people of the previews when they are asked for.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        extra_params: Mapping[str, Any],
+        mesh: Mesh,
+        settings: EvaluationSettings,
+        preview_people: Callable[[], PreviewPeople],
+    ):
+        self.components, self.settings = components, settings
+        self._preview_people = preview_people
+        self._sampler = CompiledSampler(components, settings.sampling, mesh)
+        self._extra = extra_params
+
+    def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters, with those that drawing needs beside them."""
+        return {**params, **self._extra}
+
+    def with_parameters(self, params: Mapping[str, Any]) -> GenerateFn:
+        """The function that draws with these parameters."""
+        return self._sampler.with_parameters(self.complete(params))
+
+    def previewer(self) -> Previewer:
+        """Held-out people, drawn and, where somebody judges, scored at every call."""
+        exam = self.settings.exam
+        judges = None if exam is None else exam.held_out.judges
+        identity_scale = self.settings.protocol.identity_scale
+        return Previewer(self.with_parameters, self._preview_people(), judges, identity_scale)
+
+    def evaluate(self, params: Mapping[str, Any]) -> Evaluation | None:
+        """All scores, and pictures of the first people; None where nobody judges."""
+        exam = self.settings.exam
+        if exam is None:
+            return None
+        return evaluate_identity(
+            self.with_parameters(params),
+            exam.held_out.judges,
+            exam.held_out.people(exam.num_people),
+            exam.prompts,
+            self.components.noise_shape,
+            self.settings.protocol,
+        )

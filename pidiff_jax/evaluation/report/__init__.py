@@ -1,0 +1,1 @@
+"""What a run gave, for people: sample pictures, charts, and a report in one HTML file."""

@@ -1,0 +1,147 @@
+"""Pictures of samples: every person beside their reference, with the identity, without it, and where it attends."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from pidiff_jax.checkpoint.atomic_file import write_atomically
+
+_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
+_MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
+_TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
+# Dark violet over red to light yellow: readable in grey and by colour-blind people.
+_HEAT = np.array([(12, 8, 38), (88, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255.0
+
+
+@dataclass(frozen=True)
+class SamplesGrid:
+    """What `draw_samples` shows: n people (rows) and p prompts; pixels in [0, 1].
+
+    with_identity and without_identity have the same prompts and the same noise. attention: any scale, any resolution.
+    similarity_with, similarity_without: cosines to the person, written below the pictures; None where nobody judged.
+    """
+
+    prompts: tuple[str, ...]
+    references: Float[np.ndarray, "n _h _w 3"]
+    with_identity: Float[np.ndarray, "n p h w 3"]
+    without_identity: Float[np.ndarray, "n p h w 3"]
+    attention: Float[np.ndarray, "n p _h2 _w2"]
+    similarity_with: Float[np.ndarray, "n p"] | None = None
+    similarity_without: Float[np.ndarray, "n p"] | None = None
+
+
+def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, "h w 3"]:
+    """Draws one row per person: reference, samples with identity, the same without it, and the attention overlaid.
+
+    cell_px: side of one picture; 64 px pictures are enlarged to it, large ones reduced.
+    """
+    num_prompts = len(grid.prompts)
+    left = _column_positions(num_prompts, cell_px)
+    prompt_lines = [_wrap(text, _font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
+    top = _MARGIN + _TITLE_SIZE + 16 + max(map(len, prompt_lines)) * (_PROMPT_SIZE + 4) + 10
+    row_height = cell_px + _CAPTION_HEIGHT
+    size = (left[-1] + cell_px + _MARGIN, top + len(grid.references) * row_height + _MARGIN - 8)
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    _draw_header(draw, left, cell_px, prompt_lines)
+    for row, reference in enumerate(grid.references):
+        y = top + row * row_height
+        heat = heat_overlay(grid.with_identity[row, 0], grid.attention[row, 0])
+        cells = [reference, *grid.with_identity[row], *grid.without_identity[row], heat]
+        captions = [f"person {row + 1}", *_captions(grid, row), ""]
+        for x, cell, caption in zip(left, cells, captions, strict=True):
+            canvas.paste(_resized(cell, cell_px), (x, y))
+            draw.text((x + cell_px / 2, y + cell_px + 4), caption, _FAINT, _font(_CAPTION_SIZE), anchor="mt")
+    return np.asarray(canvas)
+
+
+def _captions(grid: SamplesGrid, row: int) -> list[str]:
+    captions = []
+    for similarity in (grid.similarity_with, grid.similarity_without):
+        judged = similarity is not None
+        captions += [f"similarity {similarity[row, q]:.2f}" if judged else "" for q in range(len(grid.prompts))]
+    return captions
+
+
+def heat_overlay(
+    pixels: Float[np.ndarray, "h w 3"], attention: Float[np.ndarray, "_h _w"]
+) -> Float[np.ndarray, "h w 3"]:
+    """Lays an attention map, scaled to its own maximum, over the greyed picture."""
+    h, w = pixels.shape[:2]
+    strength = np.asarray(attention, np.float32) / max(float(attention.max()), 1e-12)
+    strength = np.asarray(Image.fromarray(strength).resize((w, h), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
+    heat = np.stack([np.interp(strength, np.linspace(0, 1, len(_HEAT)), _HEAT[:, c]) for c in range(3)], -1)
+    grey = pixels.mean(-1, keepdims=True)
+    return (0.45 * grey + 0.55 * heat).astype(np.float32)
+
+
+def png_bytes(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_png(path: Path | str, pixels: Float[np.ndarray, "h w 3"]) -> None:
+    """Writes a picture in [0, 1] as a PNG file, replacing an older one in one piece."""
+    write_atomically(Path(path), png_bytes(_bytes(pixels)))
+
+
+def _bytes(pixels: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+
+
+def _column_positions(num_prompts: int, cell_px: int) -> list[int]:
+    """Left edges of all columns: the reference, the prompts twice, the attention; groups are set apart."""
+    positions, x = [], _MARGIN
+    for group in (1, num_prompts, num_prompts, 1):
+        for _ in range(group):
+            positions.append(x)
+            x += cell_px + _GAP
+        x += _GROUP_GAP - _GAP
+    return positions
+
+
+def _draw_header(draw: ImageDraw.ImageDraw, left: list[int], cell_px: int, prompt_lines: list[list[str]]) -> None:
+    num_prompts = len(prompt_lines)
+    groups = (
+        ("Reference", 1),
+        ("With the identity", num_prompts),
+        ("Identity off, same noise", num_prompts),
+        ("Attention", 1),
+    )
+    column, y = 0, _MARGIN + _TITLE_SIZE + 8
+    for title, width in groups:
+        start, end = left[column], left[column + width - 1] + cell_px
+        draw.text((start, _MARGIN - 4), title, _INK, _font(_TITLE_SIZE))
+        draw.line((start, y, end, y), _INK, 2)
+        column += width
+    for x, lines in zip(left, [[], *prompt_lines, *prompt_lines, ["of the first prompt"]], strict=True):
+        for number, line in enumerate(lines):
+            position = (x + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
+            draw.text(position, line, _FAINT, _font(_PROMPT_SIZE), anchor="mt")
+
+
+def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
+    picture = Image.fromarray(_bytes(pixels))
+    larger = picture.width > cell_px
+    return picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS if larger else Image.Resampling.BICUBIC)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,168 @@
+"""A run from its config to its results: begin or resume, train, draw and score."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pidiff_jax.checkpoint.manager import CheckpointManager
+from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
+from pidiff_jax.runs.build import build_experiment, evaluation_settings
+from pidiff_jax.runs.folder import CHECKPOINTS, COMPLETE, EVENTS, Workdir
+from pidiff_jax.runs.history import HistoryHook
+from pidiff_jax.runs.results import write_results
+from pidiff_jax.runs.saved_run import SavedRun, run_facts
+from pidiff_jax.sharding.mesh import make_mesh
+from pidiff_jax.sharding.rules import place, replicated
+from pidiff_jax.train.build import loop_settings
+from pidiff_jax.train.experiment import Experiment, Weights
+from pidiff_jax.train.hooks import CheckpointHook, PreviewHook, ProfileHook, ValidationHook
+from pidiff_jax.train.loop import Hook, TrainingRun, train
+from pidiff_jax.train.plan import make_plan
+from pidiff_jax.worlds import World, open_world
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a config asks for, before anything is loaded.
+
+    evaluation: None where the task draws nothing.
+    """
+
+    world: World
+    experiment: Experiment
+    evaluation: EvaluationSettings | None
+
+
+def gather(config: ConfigDict) -> Ingredients:
+    """Builds what the config asks for, and looks whether everything is there.
+
+    Raises:
+        ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
+    """
+    world = open_world(config)
+    experiment = build_experiment(config, world)
+    components = experiment.components
+    evaluation = None if components is None else evaluation_settings(config, world, components)
+    return Ingredients(world, experiment, evaluation)
+
+
+def train_run(
+    config: ConfigDict, workdir: Path, *, started: float, gather: Callable[[ConfigDict], Ingredients] = gather
+) -> None:
+    """Trains `config` in `workdir`, from its last checkpoint on, then draws and scores where the task draws.
+
+    Args:
+        started: `time.perf_counter()` at the start of the program.
+        gather: what makes the ingredients.
+    """
+    folder = Workdir(workdir, config)
+    if folder.check():
+        report(f"{workdir}: this run is complete; its results are there. Choose another --workdir to train again.")
+        return
+    settings = loop_settings(config)  # first what is checked at once
+    found = gather(config)
+    mesh = make_mesh(settings.mesh)
+    plan = make_plan(found.experiment, settings, mesh)
+    weights = found.experiment.load()
+    run = TrainingRun(plan, weights)
+    evaluator = _evaluator(found, weights, mesh)
+    del weights  # the host's copy of a large base is not kept beside the placed one
+    folder.claim()  # only now: what can't be built leaves no folder
+    try:
+        history = _train(run, folder, started, evaluator)
+        facts = run_facts(run.step, history.seconds(), run.fingerprints)
+        if evaluator is not None:
+            saved = SavedRun(
+                folder=workdir,
+                config=config,
+                world=found.world,
+                components=evaluator.components,
+                params=evaluator.complete(run.params),
+                mesh=mesh,
+                reports=history.reports(),
+                parameter_table=plan.parameter_table,
+                facts=facts,
+            )
+            write_results(saved, evaluator, workdir)
+        if run.step < settings.num_steps:
+            report(f"stopped by config.max_seconds at step {run.step} of {settings.num_steps}; run again to go on")
+        elif jax.process_index() == 0:
+            _finish(run, folder, facts, history)
+    finally:
+        folder.release()
+
+
+def _evaluator(found: Ingredients, weights: Weights, mesh: Mesh) -> Evaluator | None:
+    components = found.experiment.components
+    if components is None or found.evaluation is None:
+        return None
+    extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
+    preview_people = partial(found.world.preview_people, components, extra)
+    return Evaluator(components, extra, mesh, found.evaluation, preview_people)
+
+
+def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluator | None) -> HistoryHook:
+    """Trains from the last checkpoint on."""
+    settings = run.settings
+    manager = CheckpointManager(
+        folder.path / CHECKPOINTS,
+        config=folder.config,
+        frozen=run.fingerprints,
+        save_every_steps=settings.checkpoint_every_steps,
+        keep_last=settings.num_checkpoints,
+    )
+    restored = manager.restore_latest(run.state)
+    if restored is not None:
+        run.resume(restored.state, restored.data_state)
+        report(f"resuming from step {run.step} of {settings.num_steps}")
+    report(run.plan.parameter_table)
+    history = HistoryHook(folder.path, started)
+    # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is saved.
+    hooks: list[Hook] = [_tell_first_step(started), history, CheckpointHook(manager)]
+    if settings.profile_steps is not None:
+        profiler = ProfileHook(*settings.profile_steps, folder.path / EVENTS)
+        profiler.start_if_due(run.step + 1)
+        hooks.insert(0, profiler)
+    hooks.append(ValidationHook(run, history.write))
+    if evaluator is not None:
+        hooks.append(PreviewHook(settings.validate_every_steps, history.write, evaluator.previewer()))
+    with manager:
+        train(run, hooks, started)
+    return history
+
+
+def _tell_first_step(started: float) -> Hook:
+    """A hook that says once how long it took from the start of the program to the first finished step."""
+    told = False
+
+    def tell(run: TrainingRun, step: int, metrics: Any, is_last: bool) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            report(f"first step after {time.perf_counter() - started:.1f} s")
+
+    return tell
+
+
+def _finish(run: TrainingRun, folder: Workdir, facts: dict[str, Any], history: HistoryHook) -> None:
+    """Writes what the run was for, and that it is complete."""
+    if run.plan.experiment.write_results is not None:
+        reports = history.reports()
+        last = reports[-1] if reports else {}
+        scores = {name: value for name, value in last.items() if name.startswith("validation/")}
+        run.plan.experiment.write_results(folder.path, run.params, {**facts, "scores": scores, "config": folder.config})
+    folder.write(COMPLETE, facts)
+
+
+def report(text: str) -> None:
+    """Says something to the user, once, however many processes there are."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

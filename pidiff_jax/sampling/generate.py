@@ -1,0 +1,114 @@
+"""Drawing: text and identity in, pictures out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pidiff_jax.diffusion.guidance import classifier_free, rescale_guidance
+from pidiff_jax.diffusion.samplers import ddim_sample, ddim_timesteps
+from pidiff_jax.models.unet import expand_scale
+from pidiff_jax.sampling.components import Components
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn.
+
+    num_steps: of DDIM. guidance_scale: of classifier-free guidance; 1 means none.
+    guidance_rescale: how far the guided prediction gets the spread of the conditional one, 0 (not at all) to 1; 0.7 is
+        usual with zero-terminal-SNR schedules, whose pictures guidance overexposes.
+    """
+
+    num_steps: int = 25
+    guidance_scale: float = 3.0
+    guidance_rescale: float = 0.0
+
+
+def generate(
+    components: Components,
+    params: Mapping[str, Any],
+    noise: Float[Array, "b h w c"],
+    text_ids: Int[Array, "b m"],
+    wplus: Float[Array, "b l d"] | None = None,
+    identity_scale: float | Array = 1.0,
+    sampling: Sampling = Sampling(),
+) -> tuple[Float[Array, "b h2 w2 3"], Float[Array, "b h w"]]:
+    """Draws pictures in [0, 1] and, where identity is given, the map of its attention (see `generate_latents`).
+
+    Pure and jittable with `components` and `sampling` closed over.
+
+    Raises:
+        ValueError: shapes that don't fit the specs or each other.
+    """
+    latents, heat = generate_latents(components, params, noise, text_ids, wplus, identity_scale, sampling)
+    vae = components.vae
+    pixels = vae.apply({"params": params["vae"]}, latents / vae.spec.scaling_factor, method="decode")
+    return jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0), heat
+
+
+def generate_latents(
+    components: Components,
+    params: Mapping[str, Any],
+    noise: Float[Array, "b h w c"],
+    text_ids: Int[Array, "b m"],
+    wplus: Float[Array, "b l d"] | None = None,
+    identity_scale: float | Array = 1.0,
+    sampling: Sampling = Sampling(),
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
+    """Draws scaled latents, and the map of the identity's attention.
+
+    The unconditional half of guidance has the null text and, as in training, the zero W+ code. The map is the strength
+    of the identity branch per latent position, each layer's sum made 1, averaged over layers and steps; zero without
+    identity.
+    `identity_scale` is (), (b,) or broadcasts to (b, h, w, t).
+
+    Raises:
+        ValueError: shapes that don't fit the specs or each other.
+    """
+    c = components
+    size = len(noise)
+    null_ids = jnp.broadcast_to(jnp.asarray(c.null_text_ids, text_ids.dtype), text_ids.shape)
+    text = c.conditioner(params, jnp.concatenate([null_ids, text_ids]))
+    tokens, scale = None, None
+    if wplus is not None:
+        codes = jnp.concatenate([jnp.zeros_like(wplus), wplus])
+        tokens = c.mapper.apply({"params": params["mapper"]}, codes)
+        scale = expand_scale(identity_scale, noise.shape, tokens.shape)
+        if len(scale) > 1:  # one per sample: both halves of guidance have it
+            scale = jnp.concatenate([scale, scale])
+
+    def denoise(latents, timestep):
+        doubled = jnp.concatenate([latents, latents])
+        times = jnp.full((2 * size,), timestep)
+        args = ({"params": params["unet"]}, doubled, times, text)
+        if tokens is None:
+            output, heat = c.unet.apply(*args), jnp.zeros(noise.shape[:3])
+        else:
+            output, maps = c.unet.apply(*args, tokens, scale, return_attention=True)
+            heat = merge_attention({path: m[size:] for path, m in maps.items()}, noise.shape[1:3])
+        unconditional, conditional = jnp.split(output, 2)
+        guided = classifier_free(unconditional, conditional, sampling.guidance_scale)
+        if sampling.guidance_rescale:
+            guided = rescale_guidance(guided, conditional, sampling.guidance_rescale)
+        return guided, heat
+
+    timesteps = ddim_timesteps(
+        c.schedule.num_steps, sampling.num_steps, spacing=c.timestep_spacing, steps_offset=c.steps_offset
+    )
+    latents, heat = ddim_sample(
+        denoise, noise, c.schedule, timesteps, c.prediction_type, set_alpha_to_one=c.set_alpha_to_one, has_aux=True
+    )
+    return latents, heat.mean(0)
+
+
+def merge_attention(maps: dict[str, Float[Array, "b h w t"]], size: tuple[int, int]) -> Float[Array, "b h w"]:
+    """One map from all layers: tokens summed, resized to `size`, each layer's sum made 1, layers averaged."""
+    total = 0.0
+    for layer in maps.values():
+        strength = jax.image.resize(layer.sum(-1), (len(layer), *size), "nearest")
+        total += strength / (strength.sum((1, 2), keepdims=True) + 1e-9)
+    return total / len(maps)

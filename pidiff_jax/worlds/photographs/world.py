@@ -1,0 +1,112 @@
+"""Photographs as a world: the base is a Stable Diffusion folder, the data are records; nobody judges yet."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipeline.records import open_records
+from data_pipeline.schema import RecordSpec, validate_record
+from data_pipeline.sources import Source
+from pidiff_jax.convert.clip_tokenizer import tokenize
+from pidiff_jax.convert.diffusers_folder import DiffusersFolder, noise_schedule, open_diffusers_folder
+from pidiff_jax.evaluation.subjects import PreviewPeople
+from pidiff_jax.models.clip import ClipText
+from pidiff_jax.models.text_conditioning import ClipConditioner
+from pidiff_jax.models.unet import UNet
+from pidiff_jax.models.vae import AutoencoderKL
+from pidiff_jax.sampling.components import BaseModel, Components
+from pidiff_jax.train.experiment import Experiment, Sources
+
+
+class PhotographsWorld:
+    """Reads `config.base` (path, variant), `config.data` (path, wplus_layers, wplus_dim) and `config.evaluation`."""
+
+    title = "on photographs"
+
+    def __init__(self, config: Any):
+        self._base, self._data, self._evaluation = config.base, config.data, config.evaluation
+        self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)
+
+    def check(self) -> None:
+        """Both complaints at once, before anything is read; see `World.check`."""
+        missing = []
+        if not self._base.path or not (Path(self._base.path) / "model_index.json").is_file():
+            missing.append(
+                f"base model: expected a Stable Diffusion folder in diffusers' format (with model_index.json) at "
+                f"config.base.path={self._base.path!r}, found none; download or convert one and pass "
+                "--config.base.path=FOLDER (launch.evaluate: --base_path)"
+            )
+        if not self._data.path or not Path(self._data.path).is_dir():
+            missing.append(
+                f"data: expected a folder of records at config.data.path={self._data.path!r}, found none; make one as "
+                "docs/data.md shows and pass --config.data.path=FOLDER (launch.evaluate: --data_path)"
+            )
+        if missing:
+            raise FileNotFoundError("\n".join(missing))
+        self._folder.check_files()
+
+    @cached_property
+    def _folder(self) -> DiffusersFolder:
+        return open_diffusers_folder(self._base.path, variant=self._base.variant)
+
+    def base_model(self) -> BaseModel:
+        """See `World.base_model`."""
+        return BaseModel(folder_components(self._folder), self._folder.load)
+
+    def sources(self, record: RecordSpec) -> Sources:
+        """Opens the records, and checks that the first of each split fits the model."""
+        return Sources(partial(self._open, "train", record), partial(self._open, "validation", record))
+
+    def _open(self, split: str, record: RecordSpec) -> Source:
+        source = open_records(self._data.path, split)
+        validate_record(source[0], expected=record.without_latent_size())
+        return source
+
+    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
+        """The first people of the validation records; their pictures come from the latents."""
+        source = open_records(self._data.path, "validation")
+        records: dict[int, dict[str, np.ndarray]] = {}
+        for index in range(len(source)):
+            records.setdefault(int(source[index]["person_id"]), source[index])
+            if len(records) == self._evaluation.num_preview_people:
+                break
+        batch = {name: np.stack([record[name] for record in records.values()]) for name in source[0]}
+        decode = jax.jit(lambda params, x: components.vae.apply({"params": params}, x, method="decode"))
+        pixels = decode(params["vae"], batch["latent_mean"])
+        return PreviewPeople(
+            references=np.asarray(jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0)),
+            wplus=batch["wplus"],
+            texts=tuple(components.tokenizer.batch_decode(batch["text_ids"], skip_special_tokens=True)),
+            text_ids=batch["text_ids"],
+            noise_shape=batch["latent_mean"].shape[1:],
+        )
+
+    def held_out(self, split: str) -> None:
+        """Nobody judges photographs yet."""
+
+    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+        """None: its weights come from others."""
+        return {}
+
+
+def folder_components(folder: DiffusersFolder) -> Components:
+    """The modules and constants of a Stable Diffusion folder, without identity."""
+    return Components(
+        unet=UNet(folder.unet_spec),
+        conditioner=ClipConditioner(ClipText(folder.text_spec)),
+        vae=AutoencoderKL(folder.vae_spec),
+        mapper=None,
+        schedule=noise_schedule(folder.schedule),
+        prediction_type=folder.schedule.prediction_type,
+        null_text_ids=tuple(int(i) for i in tokenize(folder.tokenizer, [""])[0]),
+        latent_size=folder.latent_size,
+        tokenizer=folder.tokenizer,
+        timestep_spacing=folder.schedule.timestep_spacing,
+        steps_offset=folder.schedule.steps_offset,
+        set_alpha_to_one=folder.schedule.set_alpha_to_one,
+    )

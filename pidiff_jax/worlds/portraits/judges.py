@@ -1,0 +1,92 @@
+"""The embedded world's held-out people and prompts, and its judges."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pidiff_jax.evaluation.subjects import Judges, People, Prompts
+from pidiff_jax.models.arcface import ArcFace
+from pidiff_jax.models.segmenter import Segmenter
+from pidiff_jax.worlds.portraits import networks, renderer
+from pidiff_jax.worlds.portraits.sources import load_wplus_encoder, pictures, wplus_codes
+from pidiff_jax.worlds.portraits.tokenizer import caption_ids
+from pidiff_jax.worlds.portraits.weight_files import load_weights
+
+
+class HeldOutPortraits:
+    """People and prompts of a split; see `evaluation.subjects.HeldOut`."""
+
+    def __init__(self, split: str):
+        self.split = split
+
+    @cached_property
+    def judges(self) -> Judges:
+        """The shipped recogniser, scene classifier and segmenter."""
+        return load_judges()
+
+    def check_people(self, count: int) -> None:
+        """See `HeldOut.check_people`."""
+        renderer.person_ids(self.split, count)
+
+    def people(self, count: int) -> People:
+        """People that no training has seen."""
+        return held_out_people(self.split, count, load_wplus_encoder())
+
+    def prompts(self, count: int) -> Prompts:
+        """Prompts of scenes that no training picture shows."""
+        return held_out_prompts(count, self.split)
+
+
+def load_judges(folder: Path | str | None = None) -> Judges:
+    """The shipped recogniser, scene classifier and segmenter, or those of `folder`.
+
+    Raises:
+        FileNotFoundError: a file of weights is missing.
+    """
+    weights = {name: load_weights(name, folder)[name] for name in ("recogniser", "scenes", "segmenter")}
+    recogniser, classifier = ArcFace(networks.RECOGNISER), ArcFace(networks.SCENES)
+    segmenter = Segmenter(networks.SEGMENTER)
+
+    def recognise(pixels: Float[Array, "b h w 3"]) -> Array:
+        return recogniser.apply({"params": weights["recogniser"]}, pixels * 2.0 - 1.0)
+
+    def classify(pixels: Float[Array, "b h w 3"]) -> Array:
+        logits = classifier.apply({"params": weights["scenes"]}, pixels * 2.0 - 1.0, method="logits")
+        edges = np.cumsum(networks.NUM_CLASSES)[:-1]
+        return jnp.stack([part.argmax(-1) for part in jnp.split(logits, edges, axis=-1)], axis=-1)
+
+    def segment(pixels: Float[Array, "b h w 3"]) -> Array:
+        return jax.nn.sigmoid(segmenter.apply({"params": weights["segmenter"]}, pixels * 2.0 - 1.0))
+
+    return Judges(recogniser=jax.jit(recognise), scene=jax.jit(classify), face_mask=jax.jit(segment))
+
+
+def held_out_people(split: str, count: int, encode_wplus: Callable) -> People:
+    """People that no training has seen: W+ codes from an aligned photograph, the gallery from a wild one.
+
+    encode_wplus: pixels in [-1, 1] to W+ codes.
+    """
+    references = pictures(split, count, 1, "aligned")["pixels"]
+    gallery = pictures(split, count, 1, "wild", first_picture=1)["pixels"]
+    return People(
+        references=references.astype(np.float32) / 255.0,
+        gallery=gallery.astype(np.float32) / 255.0,
+        wplus=wplus_codes(encode_wplus, references),
+    )
+
+
+def held_out_prompts(count: int, split: str = "test") -> Prompts:
+    """Prompts of scenes that no training picture shows, the wordings in turn; "test" and "validation" share none."""
+    scenes = renderer.held_out_scenes(count, split)
+    texts = tuple(renderer.caption(scene, index) for index, scene in enumerate(scenes))
+    return Prompts(
+        texts=texts,
+        text_ids=caption_ids(texts),
+        attributes=scenes,
+        attribute_names=tuple(renderer.SCENE_ATTRIBUTES),
+    )

@@ -1,0 +1,98 @@
+"""The embedded world as a world: it renders its data, and its judges score."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+from data_pipeline.schema import RecordSpec, validate_record
+from data_pipeline.sources import Source
+from pidiff_jax.checkpoint.fingerprint import fingerprint
+from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE
+from pidiff_jax.evaluation.subjects import PreviewPeople
+from pidiff_jax.sampling.components import BaseModel, Components
+from pidiff_jax.train.experiment import Experiment, Sources
+from pidiff_jax.worlds.portraits import networks
+from pidiff_jax.worlds.portraits.judges import HeldOutPortraits
+from pidiff_jax.worlds.portraits.sources import cached_records, encode_latents, identity_source, load_wplus_encoder
+from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
+
+MIN_VALIDATION_PEOPLE = 64
+
+
+class PortraitsWorld:
+    """Reads `config.base` (path: folder of the base's weights; None or empty: the shipped ones) and `config.data`."""
+
+    title = "of the embedded world"
+    wplus_size = (networks.NUM_WPLUS_LAYERS, networks.WPLUS_DIM)
+
+    def __init__(self, config: Any):
+        self._config = config
+
+    def check(self) -> None:
+        """See `World.check`."""
+        check_weights("base", self._config.base.path)
+        check_weights("vae", self._config.base.path)
+
+    def base_model(self) -> BaseModel:
+        """See `World.base_model`."""
+        return BaseModel(networks.base_components(), lambda: {**self._weights("base"), "vae": self._vae})
+
+    def _weights(self, name: str) -> dict[str, Any]:
+        return load_weights(name, self._config.base.path)
+
+    @cached_property
+    def _vae(self) -> dict[str, Any]:
+        return self._weights("vae")["vae"]
+
+    def sources(self, record: RecordSpec) -> Sources:
+        """Renders people, or, with config.data.cache, reads them from records there."""
+        opened = self._sources
+
+        def checked(split: str) -> Source:
+            source = opened[split]()
+            validate_record(source[0], expected=record)
+            return source
+
+        return Sources(partial(checked, "train"), partial(checked, "validation"))
+
+    @cached_property
+    def _sources(self) -> dict[str, Callable[[], Source]]:
+        data = self._config.data
+        numbers = {
+            "train": (data.num_people, data.pictures_per_person),
+            "validation": (max(MIN_VALIDATION_PEOPLE, self._config.batch_size), 1),
+        }
+
+        def render(split: str) -> Source:
+            encode = encode_latents(networks.base_components().vae, self._vae)
+            return identity_source(encode, load_wplus_encoder(), split, *numbers[split])
+
+        sources = {split: partial(render, split) for split in numbers}
+        if data.cache is None:
+            return sources
+        fingerprints = {"vae": fingerprint(self._vae), "wplus": fingerprint(load_weights("wplus"))}
+        return cached_records(data.cache, {"people": numbers, **fingerprints}, sources)
+
+    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
+        """Validation people, each with a validation prompt."""
+        held_out = HeldOutPortraits("validation")
+        people, prompts = held_out.people(PREVIEW_PEOPLE), held_out.prompts(PREVIEW_PEOPLE)
+        return PreviewPeople(
+            references=people.references,
+            wplus=people.wplus,
+            texts=prompts.texts,
+            text_ids=prompts.text_ids,
+            noise_shape=components.noise_shape,
+            gallery=people.gallery,
+            attributes=prompts.attributes,
+        )
+
+    def held_out(self, split: str) -> HeldOutPortraits:
+        """See `World.held_out`."""
+        return HeldOutPortraits(split)
+
+    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+        """The tasks that make the shipped weights."""
+        from pidiff_jax.worlds.portraits.trainings import BUILDERS
+
+        return BUILDERS

@@ -1,0 +1,43 @@
+"""The protocol of a world: what a training run needs of it, and what is needed to look at what was trained."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from data_pipeline.schema import RecordSpec
+from pidiff_jax.evaluation.subjects import HeldOut, PreviewPeople
+from pidiff_jax.sampling.components import BaseModel, Components
+from pidiff_jax.train.experiment import Experiment, Sources
+
+
+class World(Protocol):
+    """A base model, data, people, and judges where there are any."""
+
+    title: str
+    """What follows "a run", for people: "of the embedded world", "on photographs"."""
+    wplus_size: tuple[int, int]
+    """Layers and width of the W+ codes."""
+
+    def check(self) -> None:
+        """Looks whether everything is there that `base_model` and `sources` will read; takes no time.
+
+        Raises:
+            FileNotFoundError: says all that is missing, and where it was looked for.
+        """
+
+    def base_model(self) -> BaseModel:
+        """The text-to-image model; reads its configuration, not its weights."""
+
+    def sources(self, record: RecordSpec) -> Sources:
+        """The training and validation data of an identity adapter, as records of these sizes.
+
+        record: what the model needs; only the latents' height and width may be others.
+        """
+
+    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
+        """Held-out people to draw while training; `params` has at least "vae"."""
+
+    def held_out(self, split: str) -> HeldOut | None:
+        """People and prompts of the "validation" or the "test" split with their judges; None where nobody judges."""
+
+    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+        """Further tasks, which make this world's own weights: name -> builder from a config."""
