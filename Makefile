@@ -6,7 +6,7 @@ PYTEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint format
+.PHONY: help quickstart test test-fast test-full lint format
 
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -14,11 +14,15 @@ help: ## Show these targets
 quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CPU cores), draw and score
 	$(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-test: lint ## Run every check and every test (12 to 25 minutes on 2 CPU cores)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
+test: lint ## Run every check and the tests that are not marked full (12 minutes on 2 CPU cores)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not full" $(PYTEST_FLAGS)
 
-test-fast: $(VENV)/.installed-test ## Run the tests that are not marked slow
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow" $(PYTEST_FLAGS)
+test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow nor full
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not full" $(PYTEST_FLAGS)
+
+# One process: at its full size a model and its reference need up to 15 GB.
+test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real sizes, whole runs
+	$(BIN)/python -m pytest -m full $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-test ## Check style, format and import rules
 	$(BIN)/ruff check .

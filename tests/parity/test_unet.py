@@ -122,7 +122,7 @@ def test_stable_diffusion_1_5_has_the_published_number_of_parameters():
     assert sum(int(np.prod(entry.shape)) for entry in unet_table(UNetSpec.sd15())) == 859_520_964
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_predictions_agree_at_the_size_of_stable_diffusion_1_5():
     torch.manual_seed(0)
     model = randomised(diffusers.UNet2DConditionModel(cross_attention_dim=768))
