@@ -43,4 +43,6 @@ $(VENV)/.installed: setup.py constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@# One file of it is read, CLIP's vocabulary; its dependencies would bring another PyTorch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt open-clip-torch
 	@touch $@ $(VENV)/.installed
