@@ -48,6 +48,7 @@ setup(
             "beartype>=0.22",
             "diffusers>=0.42,<0.43",
             "import-linter>=2.5",
+            "mypy==2.4.1",
             "pytest>=9.0",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
