@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pidiff_jax.models.layers import Dense, target_platform
+from pidiff_jax.kernels.platform import target_platform
+from pidiff_jax.models.layers import Dense
 
 Implementation = Literal["plain", "chunked", "cudnn", "pallas"]
 

@@ -8,21 +8,14 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from pidiff_jax.kernels.platform import target_platform
+from pidiff_jax.kernels.recompute import recomputed
 from pidiff_jax.models.cpu_conv import cpu_conv, xla_conv
 
 Initializer = Callable[..., Array]
 LogicalAxes = tuple[str | None, ...]
 
 default_kernel_init = nn.initializers.lecun_normal()
-
-
-def target_platform() -> str:
-    """The platform that is compiled for ("cpu", "gpu", "tpu"): that of the mesh which is set, else JAX's default.
-
-    The mesh comes first because a program for a TPU can be compiled on a machine without one.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 class Dense(nn.Module):
@@ -82,31 +75,6 @@ class Conv(nn.Module):
             )
             y = y + bias.astype(self.dtype)
         return y
-
-
-def recomputed(fn: Callable[..., Array]) -> Callable[..., Array]:
-    """`jax.checkpoint` that also holds on a CPU: backward keeps only the arguments of `fn` and evaluates it again.
-
-    XLA's CPU compiler drops the barriers that `jax.checkpoint` relies on, then merges the second evaluation with the
-    first and keeps its intermediate results. It doesn't look into the branches of a conditional. The condition fails
-    only where the incoming gradient is NaN, and so is the outgoing one then.
-    """
-    if target_platform() != "cpu":
-        return jax.checkpoint(fn)
-
-    def backward(args, d_out):
-        first = d_out.ravel()[0]
-        return jax.lax.cond(
-            first == first,
-            lambda args, d_out: jax.vjp(fn, *args)[1](d_out),
-            lambda args, d_out: tuple(jnp.full_like(x, jnp.nan) for x in args),
-            args,
-            d_out,
-        )
-
-    wrapped = jax.custom_vjp(fn)
-    wrapped.defvjp(lambda *args: (fn(*args), args), backward)
-    return wrapped
 
 
 def _identity(x: Array) -> Array:

@@ -8,8 +8,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pidiff_jax.kernels.recompute import recomputed
 from pidiff_jax.models.attention import Conditioning, CrossAttention, IdentityAttentionSpec, SelfAttention
-from pidiff_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, recomputed, upsample_nearest
+from pidiff_jax.models.layers import Conv, Dense, GroupNorm, LayerNorm, upsample_nearest
 
 _TRANSFORMER_EPSILON = 1e-6
 

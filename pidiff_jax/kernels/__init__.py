@@ -1,0 +1,1 @@
+"""How one operation is computed on each platform; one dispatch that every model goes through."""
