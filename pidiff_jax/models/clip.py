@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pidiff_jax.models.attention import dot_product_attention
+from pidiff_jax.kernels.attention import dot_product_attention
 from pidiff_jax.models.layers import Dense, LayerNorm, LogicalAxes
 
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pidiff_jax.models.attention import dot_product_attention
+from pidiff_jax.kernels.attention import dot_product_attention
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm
 from pidiff_jax.models.unet_blocks import Resample, ResnetBlock
 

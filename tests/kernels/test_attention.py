@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pidiff_jax.models.attention import (
+from pidiff_jax.kernels.attention import (
     attention_weights,
     choose_implementation,
-    chunked_attention,
     dot_product_attention,
     pallas_attention,
     plain_attention,
 )
+from pidiff_jax.kernels.chunked_attention import chunked_attention
 
 
 def heads(n, m, num_heads=2, width=8, batch=2, seed=0):
