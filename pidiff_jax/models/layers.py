@@ -8,9 +8,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from pidiff_jax.kernels.platform import target_platform
+from pidiff_jax.kernels.convolution import conv2d
 from pidiff_jax.kernels.recompute import recomputed
-from pidiff_jax.models.cpu_conv import cpu_conv, xla_conv
 
 Initializer = Callable[..., Array]
 LogicalAxes = tuple[str | None, ...]
@@ -61,14 +60,7 @@ class Conv(nn.Module):
         axes = (None, None, "conv_in", "conv_out")
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, axes), shape)
         padding = self.padding if not isinstance(self.padding, int) else ((self.padding,) * 2,) * 2
-        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        if self.kernel_size == (1, 1) and self.strides == 1 and self.padding == 0:
-            y = jnp.matmul(
-                x, kernel[0, 0]
-            )  # a 1x1 convolution is a matrix product, which XLA's CPU backend runs faster
-        else:
-            convolve = cpu_conv if target_platform() == "cpu" else xla_conv
-            y = convolve(x, kernel, padding, self.strides)
+        y = conv2d(jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype), padding, self.strides)
         if self.use_bias:
             bias = self.param(
                 "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)), (self.features,)
