@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pidiff_jax.kernels.convolution import conv2d
 from pidiff_jax.models.e4e import EqualLinear
 
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
@@ -119,7 +120,8 @@ class ModulatedConv(nn.Module):
 
 
 def _convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "k k c f"]) -> Float[Array, "b h w f"]:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    """Keeps the size; k is odd."""
+    return conv2d(x, kernel, ((kernel.shape[0] // 2,) * 2,) * 2)
 
 
 def _convolve_upsampling(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c f"]) -> Float[Array, "b h2 w2 f"]:
