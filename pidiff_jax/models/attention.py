@@ -9,7 +9,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pidiff_jax.kernels.attention import attention_weights, dot_product_attention, split_heads
+from pidiff_jax.kernels.attention import dot_product_attention
+from pidiff_jax.models.identity_attention import identity_attention
 from pidiff_jax.models.layers import Dense
 
 
@@ -64,8 +65,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the text and, where `identity` is given, to identity tokens; one output projection for their sum.
 
-    Source: decoupled: Ye et al. 2023 (arXiv 2308.06721), equation 5; residual: Li et al. 2024 (arXiv 2311.17461),
-    section 3.
+    The identity's part, with its sources, is `identity_attention`.
     """
 
     num_heads: int
@@ -82,10 +82,6 @@ class CrossAttention(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
         """Returns the output and the identity attention's strength, averaged over heads (None without tokens).
 
-        The strength of a token at a position is its attention weight times the norm of its value: what it can add there.
-        Weights alone sum to 1 at every position and so can't say where the identity acts.
-        Source: Kobayashi et al. 2020 (arXiv 2004.10102), section 3.
-
         Where `identity_scale` is 0 for all tokens, the output is bitwise that without identity.
         """
         project = partial(Dense, x.shape[-1], use_bias=False, axes=("embed", "heads"), dtype=self.dtype)
@@ -99,20 +95,8 @@ class CrossAttention(nn.Module):
                 query = q
             else:
                 query = project(name="to_q_id")(x if self.identity.variant == "independent" else out)
-            out, strength = self._add_identity(out, query, identity_tokens, identity_scale, project)
+            keys, values = (project(name=f"to_{name}_id")(identity_tokens) for name in "kv")
+            out, strength = identity_attention(
+                out, query, keys, values, identity_scale, num_heads=self.num_heads, sink=self.identity.sink
+            )
         return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), strength
-
-    def _add_identity(self, text_out, query, tokens, scale, project):
-        k, v = (project(name=f"to_{name}_id")(tokens) for name in "kv")
-        q, k, v = (split_heads(array, self.num_heads) for array in (query, k, v))
-        weights = attention_weights(q, k, sink=self.identity.sink)
-        if scale is None:
-            scaled = weights
-        else:
-            scaled = weights * scale[:, None].astype(weights.dtype)
-        out = text_out + jnp.einsum("bknm,bmke->bnke", scaled, v).reshape(text_out.shape)
-        if scale is not None:
-            # Selecting, not multiplying: 0 times an overflow would be NaN, and -0 + 0 isn't -0.
-            out = jnp.where((scale == 0).all(-1, keepdims=True), text_out, out)
-        norms = jnp.sqrt(jnp.square(v.astype(jnp.float32)).sum(-1) + 1e-12)
-        return out, jnp.einsum("bknt,btk->bnt", weights.astype(jnp.float32), norms) / self.num_heads
