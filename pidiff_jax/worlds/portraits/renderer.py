@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from data_pipeline.portraits_painter import RESOLUTION_PX as RESOLUTION_PX
-from data_pipeline.portraits_painter import Face, Pose, View, paint_portrait
+from pidiff_jax.worlds.portraits.painter import RESOLUTION_PX as RESOLUTION_PX
+from pidiff_jax.worlds.portraits.painter import Face, Pose, View, paint_portrait
 
 NUM_IDENTITY_PARAMETERS = len(Face._fields)
 WORLD_SEED = 2505

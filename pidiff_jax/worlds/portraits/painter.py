@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from data_pipeline.portraits_shapes import Canvas, Plane, Scalar, ellipse, ramp, rounded_box
+from pidiff_jax.worlds.portraits.shapes import Canvas, Plane, Scalar, ellipse, ramp, rounded_box
 
 RESOLUTION_PX = 64
 
