@@ -8,20 +8,19 @@ from pathlib import Path
 
 from absl import flags
 
-import launch
-from launch import command_line
+from launch import STARTED, command_line
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
     from pidiff_jax.runs.training import train_run
 
-    train_run(CONFIG.value, Path(WORKDIR.value), started=launch.STARTED)
+    train_run(CONFIG.value, Path(WORKDIR.value), started=STARTED)
 
 
 if __name__ == "__main__":
-    command_line.run(main, after_interrupt="run the same command to go on from the last checkpoint")
+    command_line.start(main, config=CONFIG, after_interrupt="run the same command to go on from the last checkpoint")
