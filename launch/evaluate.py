@@ -89,4 +89,4 @@ def claim_output(output: Path, results: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, after_interrupt="run it again, with another --output if results lie there already")
+    command_line.start(main, after_interrupt="run it again, with another --output if results lie there already")

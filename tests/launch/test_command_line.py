@@ -1,5 +1,6 @@
 """Mistakes on the command line end in one line that helps, before anything is made."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from experiments import quickstart
-from launch import command_line
 
 ROOT = Path(__file__).parents[2]
 CONFIG = quickstart.get_config()
 
 
-def call(*arguments, command="train"):
+def call(*arguments, command="train", **environment):
     line = [sys.executable, "-m", f"launch.{command}", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **environment}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def call_script(script: str, *arguments, **environment):
+    line, env = [sys.executable, "-c", script, *map(str, arguments)], {**os.environ, **environment}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -49,22 +55,48 @@ def test_a_wrong_key_or_type_is_named_with_the_nearest_valid_one(argument, expec
     assert not (tmp_path / "run").exists()
 
 
-def test_none_is_a_value_of_the_keys_that_may_have_none():
-    def unset(*arguments):
-        return set(command_line._unset_keys(["train", "--config=experiments/quickstart.py", *arguments]))
+def test_a_value_without_an_equals_sign_is_refused_with_what_to_write(tmp_path):
+    arguments = ("--config", "experiments/quickstart.py", "--config.num_steps", "5", f"--workdir={tmp_path / 'run'}")
+    result = call(*arguments)
+    assert result.returncode == 2
+    example = f"write --config.num_steps={CONFIG.num_steps}"
+    assert result.stderr == f"error: expected --config.num_steps=VALUE, got no '='; {example}\n"
 
-    assert unset("--config.background_weight=None", "--config.ema_decay=None") == {"background_weight", "ema_decay"}
-    assert unset("--config.num_steps=None", "--config.data.cache=None") == {"data.cache"}
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_shows_the_flags_and_needs_no_jax(command):
+    script = f"""
+import runpy, sys
+try:
+    runpy.run_module("launch.{command}", {{}}, "__main__")
+finally:
+    print("jax" in sys.modules, file=sys.stderr)
+"""
+    result = call_script(script, "--help")
+    assert result.stderr == "False\n"
+    assert ("--config:" if command == "train" else "--output:") in result.stdout
+    assert ("--config.KEY=VALUE" in result.stdout) == (command == "train")
 
 
-def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(capsys):
-    def main():
-        raise KeyboardInterrupt
+def test_a_wrong_command_line_needs_no_jax_either(tmp_path):
+    script = f"import sys; sys.modules['jax'] = None; sys.argv += ['--workdir={tmp_path}', '--config=none.py']"
+    result = call_script(f"{script}; import runpy; runpy.run_module('launch.train', {{}}, '__main__')")
+    assert result.returncode == 2
+    assert result.stderr == "error: expected a config file at none.py, found none; see experiments/\n"
 
-    with pytest.raises(SystemExit) as stop:
-        command_line._guarded(main, "run it again")
-    assert stop.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run it again\n"
+
+def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on():
+    script = """
+from launch import command_line
+
+def main():
+    raise KeyboardInterrupt
+
+command_line.start(main, after_interrupt="run it again")
+"""
+    result = call_script(script)
+    assert result.returncode == 130
+    assert result.stderr == "interrupted; run it again\n"
 
 
 def test_a_config_that_is_not_there_is_said_so(tmp_path):
@@ -75,6 +107,28 @@ def test_a_config_that_is_not_there_is_said_so(tmp_path):
     assert result.returncode != 0
     assert result.stderr.strip().endswith("experiments/quickstart.py:long, got 'medium'")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return missing_name")
+    arguments = f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'run'}"
+    result = call(*arguments)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert "got NameError: name 'missing_name' is not defined; correct the file" in result.stderr
+    result = call(*arguments, PIDIFF_TRACEBACK="1")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "return missing_name" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_every_command_joins_the_other_processes(command, tmp_path):
+    needed = {
+        "train": ["--config=experiments/quickstart.py", f"--workdir={tmp_path}"],
+        "evaluate": [f"--workdir={tmp_path}", f"--output={tmp_path}"],
+    }
+    result = call(*needed[command], command=command, JAX_COORDINATOR_ADDRESS="localhost:1")
+    assert result.returncode == 1
+    assert "beside JAX_COORDINATOR_ADDRESS" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path):
