@@ -13,13 +13,19 @@ from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus
 from pidiff_jax.models.vae import AutoencoderKL
 
 
-def load_encoders(base: Path | str, e4e: Path | str, e4e_spec: E4eSpec = E4eSpec()) -> Encoders:  # noqa: B008 (frozen)
+def load_encoders(
+    base: Path | str,
+    e4e: Path | str,
+    e4e_spec: E4eSpec = E4eSpec(),  # noqa: B008 (frozen)
+    variant: str | None = None,
+) -> Encoders:
     """VAE and tokenizer of a Stable Diffusion folder in diffusers' format, and an e4e encoder.
 
     Args:
         base: the folder; only its `vae` and `tokenizer` are read.
         e4e: checkpoint of encoder4editing (see `load_e4e_checkpoint`).
         e4e_spec: sizes of the encoder; the default is the published one for FFHQ, 18 codes of 512.
+        variant: of the VAE's weight files, such as "fp16"; None: the plain ones.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -31,7 +37,7 @@ def load_encoders(base: Path | str, e4e: Path | str, e4e_spec: E4eSpec = E4eSpec
             "download one and pass its path"
         )
     tokenizer = load_tokenizer(Path(base) / "tokenizer")
-    vae_spec, vae_params = load_vae(Path(base) / "vae")
+    vae_spec, vae_params = load_vae(Path(base) / "vae", variant)
     vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
     e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)
     encode = jax.jit(lambda params, pixels: vae.apply({"params": params}, pixels, method="encode"))

@@ -63,7 +63,7 @@ def test_a_value_without_an_equals_sign_is_refused_with_what_to_write(tmp_path):
     assert result.stderr == f"error: expected --config.num_steps=VALUE, got no '='; {example}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
 def test_help_shows_the_flags_and_needs_no_jax(command):
     script = f"""
 import runpy, sys
@@ -120,11 +120,12 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path):
     assert "Traceback" in result.stderr and "return missing_name" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
 def test_every_command_joins_the_other_processes(command, tmp_path):
     needed = {
         "train": ["--config=experiments/quickstart.py", f"--workdir={tmp_path}"],
         "evaluate": [f"--workdir={tmp_path}", f"--output={tmp_path}"],
+        "prepare": ["--photographs=p", "--base=b", "--e4e=e", f"--output={tmp_path}"],
     }
     result = call(*needed[command], command=command, JAX_COORDINATOR_ADDRESS="localhost:1")
     assert result.returncode == 1
@@ -143,3 +144,15 @@ def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path}", command="evaluate")
     assert "expected a folder without results" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_preparing_refuses_stray_arguments_and_an_old_folder(tmp_path):
+    needed = ["--photographs=p", "--base=b", "--e4e=e", f"--output={tmp_path}"]
+    result = call(*needed, "size_px=256", command="prepare")
+    assert result.returncode == 2
+    assert result.stderr == "error: expected flags only, got 'size_px=256'; write --name=value\n"
+    result = call(*needed, command="prepare")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: expected a new folder for records") and result.stderr.count("\n") == 1
+    result = call(*needed, command="prepare", PIDIFF_TRACEBACK="1")
+    assert result.returncode == 1 and "Traceback" in result.stderr and "FileExistsError" in result.stderr

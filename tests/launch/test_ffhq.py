@@ -164,7 +164,7 @@ def test_every_key_of_the_config_is_read(base, data):
 
 
 def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):
-    command = [sys.executable, "-m", "data_pipeline.prepare", f"--photographs={photographs}", f"--base={tmp_path}"]
+    command = [sys.executable, "-m", "launch.prepare", f"--photographs={photographs}", f"--base={tmp_path}"]
     command += [f"--e4e={tmp_path / 'e4e.pt'}", f"--output={tmp_path / 'records'}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -173,20 +173,20 @@ def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_p
 
 def test_ctrl_c_ends_preparing_in_one_line(tmp_path):
     script = """
-from absl import app
-from data_pipeline.prepare import __main__ as prepare
+import runpy
+from data_pipeline.prepare import encode
 
 def interrupted(_):
     raise KeyboardInterrupt
 
-prepare.read_photographs = interrupted
-app.run(prepare.main)
+encode.read_photographs = interrupted
+runpy.run_module("launch.prepare", {}, "__main__")
 """
     command = [sys.executable, "-c", script, "--photographs=photographs", "--base=base", "--e4e=e4e.pt"]
     command.append(f"--output={tmp_path / 'records'}")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 130
-    assert result.stderr == f"interrupted; nothing was written to {tmp_path / 'records'}, run it again\n"
+    assert result.stderr == "interrupted; no records were written, run it again\n"
 
 
 def test_without_weights_and_data_it_says_in_one_line_each_what_is_missing(tmp_path):

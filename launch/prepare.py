@@ -1,0 +1,39 @@
+"""Photographs to records: `python -m launch.prepare --photographs=FOLDER --base=FOLDER --e4e=FILE --output=FOLDER`.
+
+What the folder of photographs holds, and what the records hold, is in docs/data.md.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from launch import command_line
+
+PHOTOGRAPHS = flags.DEFINE_string("photographs", None, "Folder with photographs.jsonl and the files that it names.")
+BASE = flags.DEFINE_string(
+    "base", None, "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used."
+)
+VARIANT = flags.DEFINE_string("variant", None, "Of the VAE's weight files, such as fp16; the plain files by default.")
+E4E = flags.DEFINE_string("e4e", None, "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the records; it must not exist yet.")
+SIZE = flags.DEFINE_integer("size_px", 512, "Side of the pictures that the model is trained on.", lower_bound=8)
+VALIDATION = flags.DEFINE_float("validation_fraction", 0.02, "Share of the people kept for validation.", 0.0, 1.0)
+flags.mark_flags_as_required(["photographs", "base", "e4e", "output"])
+
+
+def main() -> None:
+    """Reads the list, loads the networks, encodes and writes."""
+    from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
+    from data_pipeline.prepare.networks import load_encoders
+
+    output = Path(OUTPUT.value)
+    if output.exists():
+        raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")
+    splits = split_by_person(read_photographs(PHOTOGRAPHS.value), VALIDATION.value)
+    encoders = load_encoders(BASE.value, E4E.value, variant=VARIANT.value)
+    write_photographs(output, splits, encoders, size_px=SIZE.value)
+    print(f"{output}: {', '.join(f'{len(part)} records for {name}' for name, part in splits.items())}")
+
+
+if __name__ == "__main__":
+    command_line.start(main, after_interrupt="no records were written, run it again")
