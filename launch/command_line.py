@@ -16,6 +16,12 @@ _INTERRUPTED = 130  # the shell's status for a program ended by Ctrl-C
 _BAD_FLAG = 2
 
 flags.disclaim_key_flags()  # --help of a command shows what this module defines as the command's own
+flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder where compiled programs are kept for the next start, or 'off'. By default what PIDIFF_COMPILATION_CACHE says, "
+    "else JAX_COMPILATION_CACHE_DIR, else ~/.cache/pidiff_jax/compiled.",
+)
 
 
 class ConfigFlag:
@@ -64,6 +70,7 @@ def start(main: Callable[[], None], *, after_interrupt: str, config: ConfigFlag 
     after_interrupt: how to go on after Ctrl-C.
     config: of the commands that have one.
     """
+    flags.declare_key_flag("compilation_cache")
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
     app.run(lambda _: _guarded(main, after_interrupt), flags_parser=lambda argv: _parse(argv, config))
@@ -82,8 +89,10 @@ def _guarded(main: Callable[[], None], after_interrupt: str) -> None:
 
 def _set_up_jax() -> None:
     """Here and not at the top: --help and wrong flags need no JAX, which takes seconds to import."""
+    from launch.compilation_cache import use_compilation_cache
     from launch.processes import join_processes
 
+    use_compilation_cache(flags.FLAGS.compilation_cache)
     join_processes()
 
 

@@ -74,7 +74,8 @@ finally:
 """
     result = call_script(script, "--help")
     assert result.stderr == "False\n"
-    assert ("--config:" if command == "train" else "--output:") in result.stdout
+    for flag in ("--compilation_cache:", "--config:" if command == "train" else "--output:"):
+        assert flag in result.stdout
     assert ("--config.KEY=VALUE" in result.stdout) == (command == "train")
 
 

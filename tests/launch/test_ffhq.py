@@ -103,7 +103,7 @@ def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.train", "--config=experiments/ffhq.py", f"--workdir={workdir}"]
     command += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
     cache = str(workdir.parent / "compiled")
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_COMPILATION_CACHE_DIR": cache}
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PIDIFF_COMPILATION_CACHE": cache}
     env = {**os.environ, **quick, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
