@@ -45,6 +45,8 @@ def our_unet(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any], dict[s
     from flax import linen as nn
 
     from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+    from pidiff_jax.models.shapes import mapper_shapes, unet_shapes
+    from pidiff_jax.models.text_conditioning import TextConditioning
     from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 
     rng = np.random.default_rng(0)
@@ -54,14 +56,10 @@ def our_unet(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any], dict[s
     inputs = {
         "noisy_latents": normal(args.batch, args.size, args.size, 4),
         "timesteps": np.full((args.batch,), 500),
-        "text_embeds": normal(args.batch, TEXT_TOKENS, TEXT_WIDTH),
+        "text": TextConditioning(normal(args.batch, TEXT_TOKENS, TEXT_WIDTH)),
         "wplus": normal(args.batch, spec.num_layers, spec.wplus_dim),
     }
-    key = jax.random.key(0)
-    shapes = {
-        "unet": jax.eval_shape(lambda: unet.init(key, *list(inputs.values())[:3])["params"]),
-        "mapper": jax.eval_shape(lambda: mapper.init(key, inputs["wplus"])["params"]),
-    }
+    shapes = {"unet": unet_shapes(unet), "mapper": mapper_shapes(mapper)}
 
     def random(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if len(leaf.shape) == 1:

@@ -51,10 +51,10 @@ def ours(args: argparse.Namespace) -> Callable[[], None]:
     optimizer = optax.adamw(LEARNING_RATE)
     noise = jax.random.normal(jax.random.key(1), inputs["noisy_latents"].shape)
 
-    def loss(trainable, frozen, noisy_latents, timesteps, text_embeds, wplus):
+    def loss(trainable, frozen, noisy_latents, timesteps, text, wplus):
         params = merge(trainable, frozen)
         tokens = mapper.apply({"params": params["mapper"]}, wplus)
-        prediction = unet.apply({"params": params["unet"]}, noisy_latents, timesteps, text_embeds, tokens)
+        prediction = unet.apply({"params": params["unet"]}, noisy_latents, timesteps, text, tokens)
         return jnp.square(prediction - noise).mean()
 
     @jax.jit(donate_argnums=0)

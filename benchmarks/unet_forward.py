@@ -30,9 +30,9 @@ def ours(args: argparse.Namespace) -> Callable[[], None]:
     unet, mapper, params, inputs = our_unet(args)
 
     @jax.jit
-    def predict(params, noisy_latents, timesteps, text_embeds, wplus):
+    def predict(params, noisy_latents, timesteps, text, wplus):
         tokens = mapper.apply({"params": params["mapper"]}, wplus)
-        return unet.apply({"params": params["unet"]}, noisy_latents, timesteps, text_embeds, tokens)
+        return unet.apply({"params": params["unet"]}, noisy_latents, timesteps, text, tokens)
 
     return lambda: jax.block_until_ready(predict(params, **inputs))
 

@@ -14,7 +14,9 @@ OFF = "off"
 VARIABLE = "PIDIFF_COMPILATION_CACHE"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 MAX_BYTES = 4 * 2**30  # the programs not used for the longest time go first
-MIN_COMPILE_SECONDS = 0.1  # a start has a hundred programs of less, and each that is written makes JAX look at all others
+MIN_COMPILE_SECONDS = (
+    0.1  # a start has a hundred programs of less, and each that is written makes JAX look at all others
+)
 _LOCK_SECONDS = 10.0  # JAX's own patience with another process that reads or writes
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch import command_line
-from launch.command_line import config_items
+from launch.experiment_file import config_items
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to score.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; it must not hold any yet.")

@@ -59,16 +59,12 @@ class DiffusersFolder:
             FileNotFoundError: lists every missing file.
             ValueError: a tensor that is missing, unknown or misshapen.
         """
-        self.check_files()
+        check_files(self.path, self.variant)
         return {
             "unet": load_unet(self.path / "unet", self.variant, dtype)[1],
             "vae": load_vae(self.path / "vae", self.variant, dtype)[1],
             "text_encoder": load_text_encoder(self.path / "text_encoder", self.variant, dtype)[1],
         }
-
-    def check_files(self) -> None:
-        """Raises FileNotFoundError with every file that the folder should have and lacks."""
-        check_files(self.path, self.variant)
 
 
 def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> DiffusersFolder:

@@ -94,7 +94,7 @@ class Evaluator:
     def previewer(self) -> Previewer:
         """Held-out people, drawn and, where somebody judges, scored at every call."""
         exam = self.settings.exam
-        judges = None if exam is None else exam.held_out.judges
+        judges = None if exam is None else exam.held_out.judges()
         identity_scale = self.settings.protocol.identity_scale
         return Previewer(self.with_parameters, self._preview_people(), judges, identity_scale)
 
@@ -105,7 +105,7 @@ class Evaluator:
             return None
         return evaluate_identity(
             self.with_parameters(params),
-            exam.held_out.judges,
+            exam.held_out.judges(),
             exam.held_out.people(exam.num_people),
             exam.prompts,
             self.components.noise_shape,

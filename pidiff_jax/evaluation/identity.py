@@ -103,7 +103,7 @@ def _main_values(
     main: OnOff[_Drawn], similarity: OnOff[np.ndarray], accuracy: OnOff[np.ndarray], gallery: np.ndarray
 ) -> dict[str, OnOff[np.ndarray]]:
     """Values of one picture per person."""
-    on, off = main
+    on, off = main.on, main.off
     person = np.arange(len(on.pixels))
     both_faces = np.maximum(on.face_mask, off.face_mask)
     return {
@@ -124,7 +124,7 @@ def _change(pair: OnOff[np.ndarray]) -> np.ndarray:
 
 
 def _by_state(name: str, pair: OnOff[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{name}/{state}": values for state, values in pair._asdict().items()}
+    return {f"{name}/{state}": values for state, values in pair.by_name().items()}
 
 
 def _grid(

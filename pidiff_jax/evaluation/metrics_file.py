@@ -40,7 +40,7 @@ def write_metrics(
     """
     if set(scores) != set(SCORES):
         raise ValueError(f"expected the scores {', '.join(SCORES)}, got {', '.join(sorted(scores))}; correct the names")
-    content: dict[str, Any] = {name: scores[name].map(Interval._asdict)._asdict() for name in SCORES}
+    content: dict[str, Any] = {name: scores[name].map(Interval._asdict).by_name() for name in SCORES}
     content |= {"details": {name: interval._asdict() for name, interval in (details or {}).items()}}
     content |= {"num_steps": num_steps, "seconds_training": seconds_training}
     content |= {"versions": dict(versions), "fingerprints": dict(fingerprints), **facts}

@@ -1,13 +1,18 @@
 """The pair that everything here comes in: with the identity on, and with it off."""
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import jax
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class OnOff(NamedTuple, Generic[T]):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OnOff(Generic[T]):
     """The same thing with the identity on and off."""
 
     on: T
@@ -16,3 +21,7 @@ class OnOff(NamedTuple, Generic[T]):
     def map(self, function: Callable[[T], U]) -> "OnOff[U]":
         """What the function makes of both."""
         return OnOff(function(self.on), function(self.off))
+
+    def by_name(self) -> dict[str, T]:
+        """Both, as {"on", "off"}."""
+        return {"on": self.on, "off": self.off}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -48,10 +48,10 @@ class Judges:
     face_mask: JudgeFn
 
 
+@runtime_checkable
 class HeldOut(Protocol):
     """People and prompts of a split that no training sees, and their judges."""
 
-    @property
     def judges(self) -> Judges:
         """The networks that score."""
 

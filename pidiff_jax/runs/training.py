@@ -33,12 +33,12 @@ from pidiff_jax.worlds import World, open_world
 class Ingredients:
     """What a config asks for, before anything is loaded.
 
-    evaluation: None where the task draws nothing.
+    world, evaluation: None where the task draws nothing.
     """
 
-    world: World
     experiment: Experiment
-    evaluation: EvaluationSettings | None
+    world: World | None = None
+    evaluation: EvaluationSettings | None = None
 
 
 def gather(config: ConfigDict) -> Ingredients:
@@ -50,8 +50,9 @@ def gather(config: ConfigDict) -> Ingredients:
     world = open_world(config)
     experiment = build_experiment(config, world)
     components = experiment.components
-    evaluation = None if components is None else evaluation_settings(config, world, components)
-    return Ingredients(world, experiment, evaluation)
+    if components is None:
+        return Ingredients(experiment)
+    return Ingredients(experiment, world, evaluation_settings(config, world, components))
 
 
 def train_run(
@@ -102,7 +103,7 @@ def train_run(
 
 def _evaluator(found: Ingredients, weights: Weights, mesh: Mesh) -> Evaluator | None:
     components = found.experiment.components
-    if components is None or found.evaluation is None:
+    if components is None or found.world is None or found.evaluation is None:
         return None
     extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
     preview_people = partial(found.world.preview_people, components, extra)

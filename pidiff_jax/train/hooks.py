@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ Metrics = Mapping[str, float] | None
 PreviewFn = Callable[[Mapping[str, Any]], tuple[Mapping[str, np.ndarray], Mapping[str, float]]]
 
 
+@runtime_checkable
 class WriteFn(Protocol):
     """Where hooks report to; `runs.history.History.write` is one."""
 

@@ -32,7 +32,7 @@ class LoopSettings:
     num_checkpoints: int = 2
     max_seconds: float | None = None
     num_workers: int = 0
-    profile_steps: tuple[int, int] | None = None
+    profile_steps: tuple[int, ...] | None = None
 
     def __post_init__(self):
         names = ("num_steps", "batch_size", "accumulate_steps", "log_every_steps", "validate_every_steps",

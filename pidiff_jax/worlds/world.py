@@ -1,7 +1,7 @@
 """The protocol of a world: what a training run needs of it, and what is needed to look at what was trained."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from data_pipeline.schema import RecordSpec
 from pidiff_jax.evaluation.subjects import HeldOut, PreviewPeople
@@ -9,6 +9,7 @@ from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 
 
+@runtime_checkable
 class World(Protocol):
     """A base model, data, people, and judges where there are any."""
 

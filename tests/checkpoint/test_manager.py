@@ -59,13 +59,13 @@ def test_a_checkpoint_is_restored_to_the_shardings_of_another_mesh(tmp_path, sta
     assert jax.tree.map(lambda x: x.sharding, restored.state) == jax.tree.map(lambda x: x.sharding, target)
 
 
-def test_the_last_and_the_pinned_ones_are_kept(tmp_path, state):
-    with open_manager(tmp_path, pin_every_steps=4) as checkpoints:
+def test_the_last_ones_are_kept(tmp_path, state):
+    with open_manager(tmp_path, keep_last=2) as checkpoints:
         assert [step for step in range(11) if checkpoints.should_save(step)] == [2, 4, 6, 8, 10]
         for step in (2, 4, 6, 8, 10, 12, 13):
             checkpoints.save(at_step(state, step))
         checkpoints.wait()
-        assert checkpoints.steps() == [4, 8, 12, 13]
+        assert checkpoints.steps() == [12, 13]
 
 
 def test_a_state_donated_right_after_saving_is_saved_unharmed(tmp_path):

@@ -13,21 +13,25 @@ import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from flax import linen as nn
-from flax import traverse_util
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data_pipeline.tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.adapter import to_ip_adapter
+from pidiff_jax.convert.clip_tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.diffusers_config import schedule_settings
-from pidiff_jax.convert.diffusers_folder import load_diffusers_folder
-from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.convert.diffusers_folder import check_files, open_diffusers_folder
+from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.attention import IdentityAttentionSpec
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.shapes import mapper_shapes
+from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL
-from pidiff_jax.pipeline import Sampling, generate, generate_latents
-from tests.models.tiny_unet import FAST_COMPILE, random_params
+from pidiff_jax.optim.rules import merge
+from pidiff_jax.paths import flatten
+from pidiff_jax.sampling.generate import Sampling, generate, generate_latents
+from pidiff_jax.worlds.photographs.world import folder_components
+from tests.models.tiny_unet import FAST_COMPILE, random_params, unet_shapes
 
 CAPTIONS = ["a photo of a person", "a red wall"]
 STABLE_DIFFUSION = {
@@ -85,8 +89,18 @@ def folder(pipeline, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(folder):
-    return load_diffusers_folder(folder)
+def opened(folder):
+    return open_diffusers_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def params(opened):
+    return opened.load()
+
+
+def with_branch(opened):
+    """The folder's UNet with an identity branch, as its spec."""
+    return dataclasses.replace(opened.unet_spec, identity=IdentityAttentionSpec(token_dim=16))
 
 
 def nchw(x: np.ndarray) -> torch.Tensor:
@@ -100,38 +114,40 @@ def assert_close(ours, theirs: torch.Tensor):
 
 
 @torch.no_grad()
-def test_a_sharded_folder_gives_the_same_outputs(pipeline, loaded):
+def test_a_sharded_folder_gives_the_same_outputs(pipeline, opened, params):
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 8, 8, 4)).astype(np.float32)
     pixels = rng.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-    text_ids = tokenize(loaded.tokenizer, CAPTIONS)
+    text_ids = tokenize(opened.tokenizer, CAPTIONS)
     expected_ids = pipeline.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
     np.testing.assert_array_equal(text_ids, expected_ids.numpy())
 
-    text_embeds = jax.jit(ClipText(loaded.text_spec).apply)({"params": loaded.text_params}, text_ids)
+    text_embeds = jax.jit(ClipText(opened.text_spec).apply)({"params": params["text_encoder"]}, text_ids)
     expected_embeds = pipeline.text_encoder(expected_ids).last_hidden_state
     assert_close(text_embeds, expected_embeds)
 
     times = np.array([3, 801])
-    prediction = jax.jit(UNet(loaded.unet_spec).apply)({"params": loaded.unet_params}, latents, times, text_embeds)
+    text = TextConditioning(text_embeds)
+    prediction = jax.jit(UNet(opened.unet_spec).apply)({"params": params["unet"]}, latents, times, text)
     assert_close(prediction, pipeline.unet(nchw(latents), torch.tensor(times), expected_embeds).sample)
 
-    vae, params = AutoencoderKL(loaded.vae_spec), {"params": loaded.vae_params}
-    mean, _ = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))(params, pixels)
+    vae, own = AutoencoderKL(opened.vae_spec), {"params": params["vae"]}
+    mean, _ = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))(own, pixels)
     assert_close(mean, pipeline.vae.encode(nchw(pixels)).latent_dist.mean)
-    decoded = jax.jit(lambda p, z: vae.apply(p, z, method="decode"))(params, latents)
+    decoded = jax.jit(lambda p, z: vae.apply(p, z, method="decode"))(own, latents)
     assert_close(decoded, pipeline.vae.decode(nchw(latents)).sample)
 
 
-def test_components_have_the_schedule_of_the_folder(pipeline, loaded):
-    components = loaded.to_components(None, None)
+def test_components_have_the_schedule_of_the_folder(pipeline, opened):
+    components = folder_components(opened)
+    assert components.noise_shape == (8, 8, 4)
     np.testing.assert_allclose(components.schedule.alphas_cumprod, pipeline.scheduler.alphas_cumprod, rtol=0, atol=1e-6)
     assert components.prediction_type == "v"
     assert (components.timestep_spacing, components.steps_offset, components.set_alpha_to_one) == ("trailing", 1, False)
     assert list(components.null_text_ids) == pipeline.tokenizer("", padding="max_length")["input_ids"]
 
 
-def draw_both(pipeline, loaded, scheduler, sampling, draw=generate_latents, identity=None):
+def draw_both(pipeline, opened, params, scheduler, sampling, draw=generate_latents, identity=None):
     """What diffusers' pipeline draws, and what `draw` does (with identity's map), from the same noise.
 
     identity: (UNet parameters with an identity branch, mapper parameters, W+ code (1, l, d), scale), or None.
@@ -140,15 +156,14 @@ def draw_both(pipeline, loaded, scheduler, sampling, draw=generate_latents, iden
     pipeline, schedule = copy.deepcopy(pipeline), DDIMScheduler(**STABLE_DIFFUSION, **SCHEDULERS[scheduler])
     pipeline.scheduler = schedule
     pipeline.set_progress_bar_config(disable=True)
-    loaded = dataclasses.replace(loaded, schedule=schedule_settings(schedule.config))
-    params = {"unet": loaded.unet_params, "text_encoder": loaded.text_params, "vae": loaded.vae_params}
-    spec, arguments, kwargs = None, (), {}
+    components = folder_components(dataclasses.replace(opened, schedule=schedule_settings(schedule.config)))
+    arguments, kwargs = (), {}
     if identity is not None:
-        spec = IdentityAttentionSpec(token_dim=16)
+        components = components.with_identity(IdentityAttentionSpec(token_dim=16), MAPPER)
         unet, mapper, wplus, scale = identity
-        params |= {"unet": unet, "mapper": mapper}
+        params = params | {"unet": unet, "mapper": mapper}
         arguments = (np.repeat(wplus, 2, axis=0), np.float32(scale))
-        adapter = to_ip_adapter(params, dataclasses.replace(loaded.unet_spec, identity=spec), MAPPER)
+        adapter = to_ip_adapter(params, with_branch(opened), MAPPER)
         groups = {"image_proj": {}, "ip_adapter": {}}
         for name, tensor in adapter.items():
             group, rest = name.split(".", 1)
@@ -162,16 +177,15 @@ def draw_both(pipeline, loaded, scheduler, sampling, draw=generate_latents, iden
         guidance_rescale=sampling.guidance_rescale, output_type="np" if draw is generate else "latent", **kwargs,
     ).images  # fmt: skip
     theirs = theirs if draw is generate else theirs.numpy().transpose(0, 2, 3, 1)
-    components = loaded.to_components(spec, IdentityMapper(MAPPER) if identity else None)
     run = jax.jit(lambda *args: draw(components, *args, sampling=sampling), compiler_options=FAST_COMPILE)
-    return theirs, run(params, noise, tokenize(loaded.tokenizer, CAPTIONS), *arguments)
+    return theirs, run(params, noise, tokenize(opened.tokenizer, CAPTIONS), *arguments)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "rescale"), [("sd1", 0.0), ("sd2_trailing", 0.7)])
-def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, loaded, scheduler, rescale):
+def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, opened, params, scheduler, rescale):
     sampling = Sampling(num_steps=20, guidance_scale=7.5, guidance_rescale=rescale)
-    expected, (latents, strength) = draw_both(pipeline, loaded, scheduler, sampling)
+    expected, (latents, strength) = draw_both(pipeline, opened, params, scheduler, sampling)
     assert expected.std() > 0.3
     np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-3)
     assert np.abs(strength).max() == 0
@@ -181,23 +195,23 @@ def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, loaded, sched
 @pytest.mark.parametrize(
     ("scheduler", "draw"), [("sd1", generate), ("sd1", generate_latents), ("sd2_trailing", generate)]
 )
-def test_twenty_steps_with_identity_draw_what_diffusers_draws_with_our_ip_adapter(pipeline, loaded, scheduler, draw):
+def test_twenty_steps_with_identity_draw_what_diffusers_draws_with_our_ip_adapter(
+    pipeline, opened, params, scheduler, draw
+):
     sampling = Sampling(num_steps=20, guidance_scale=7.5)
-    with_branch = dataclasses.replace(loaded.unet_spec, identity=IdentityAttentionSpec(token_dim=16))
-    branch = random_params(split_identity(unet_shapes(with_branch))[1], seed=3)
-    unet = traverse_util.unflatten_dict(
-        traverse_util.flatten_dict(loaded.unet_params) | traverse_util.flatten_dict(branch)
-    )
-    shapes = jax.eval_shape(IdentityMapper(MAPPER).init, jax.random.key(0), jax.numpy.zeros((1, 6, 10)))
-    mapper = random_params(nn.meta.unbox(shapes)["params"], seed=4)
+    branch = random_params(split_identity(unet_shapes(with_branch(opened)))[1], seed=3)
+    unet = merge(params["unet"], branch)
+    mapper = random_params(nn.meta.unbox(mapper_shapes(IdentityMapper(MAPPER))), seed=4)
     wplus = np.random.default_rng(5).standard_normal((1, 6, 10)).astype(np.float32)
-    expected, (drawn, strength) = draw_both(pipeline, loaded, scheduler, sampling, draw, (unet, mapper, wplus, 0.6))
+    expected, (drawn, strength) = draw_both(
+        pipeline, opened, params, scheduler, sampling, draw, (unet, mapper, wplus, 0.6)
+    )
     assert expected.std() > 0.05
     np.testing.assert_allclose(drawn, expected, rtol=0, atol=1e-3)
     np.testing.assert_allclose(strength.sum((1, 2)), 1.0, rtol=1e-4)
 
 
-def test_whole_files_and_torch_files_hold_the_same(pipeline, loaded, tmp_path):
+def test_whole_files_and_torch_files_hold_the_same(pipeline, params, tmp_path):
     pipeline.save_pretrained(tmp_path / "whole")
     pipeline.save_pretrained(tmp_path / "torch", safe_serialization=False)
     (text_file,) = (tmp_path / "torch" / "text_encoder").glob("*model*")
@@ -205,12 +219,10 @@ def test_whole_files_and_torch_files_hold_the_same(pipeline, loaded, tmp_path):
     torch.save(pipeline.text_encoder.state_dict(), tmp_path / "torch" / "text_encoder" / "pytorch_model.bin")
     assert not list((tmp_path / "torch").rglob("*.safetensors"))
     for name in ("whole", "torch"):
-        other = load_diffusers_folder(tmp_path / name)
-        for part in ("unet_params", "vae_params", "text_params"):
-            jax.tree.map(np.testing.assert_array_equal, getattr(other, part), getattr(loaded, part))
+        jax.tree.map(np.testing.assert_array_equal, open_diffusers_folder(tmp_path / name).load(), params)
 
 
-def test_half_precision_variant_is_read_when_asked_for(pipeline, loaded, tmp_path):
+def test_half_precision_variant_is_read_when_asked_for(pipeline, params, tmp_path):
     for part in ("unet", "vae", "text_encoder"):
         getattr(pipeline, part).half()
     try:
@@ -219,14 +231,13 @@ def test_half_precision_variant_is_read_when_asked_for(pipeline, loaded, tmp_pat
         for part in ("unet", "vae", "text_encoder"):
             getattr(pipeline, part).float()
     with pytest.raises(FileNotFoundError, match=r"index.fp16.json.*choose its variant"):
-        load_diffusers_folder(tmp_path)
-    half = load_diffusers_folder(tmp_path, variant="fp16", dtype=None)
-    single = load_diffusers_folder(tmp_path, variant="fp16")
-    full = traverse_util.flatten_dict(loaded.unet_params)
-    for path, leaf in traverse_util.flatten_dict(half.unet_params).items():
+        open_diffusers_folder(tmp_path).load()
+    opened = open_diffusers_folder(tmp_path, variant="fp16")
+    half, single, full = opened.load(dtype=None), opened.load(), flatten(params)
+    for path, leaf in flatten(half).items():
         assert leaf.dtype == np.float16
         np.testing.assert_array_equal(leaf, full[path].astype(np.float16))
-    assert {leaf.dtype for leaf in jax.tree.leaves(single.vae_params)} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(single)} == {np.dtype(np.float32)}
 
 
 def test_every_missing_file_is_listed_in_one_line(folder, tmp_path):
@@ -237,7 +248,7 @@ def test_every_missing_file_is_listed_in_one_line(folder, tmp_path):
         (tmp_path / "broken" / name).unlink()
     shutil.rmtree(tmp_path / "broken" / "tokenizer")
     with pytest.raises(FileNotFoundError) as error:
-        load_diffusers_folder(tmp_path / "broken")
+        check_files(tmp_path / "broken")
     message = str(error.value)
     assert "\n" not in message
     assert all(name in message for name in [*gone, "tokenizer/vocab.json", "text_encoder/model.safetensors"])
@@ -264,5 +275,5 @@ def test_what_does_not_fit_is_refused_by_name(folder, tmp_path, file, changes, m
     shutil.copytree(folder, tmp_path / "broken")
     edit_json(tmp_path / "broken" / file, **changes)
     with pytest.raises(ValueError) as error:
-        load_diffusers_folder(tmp_path / "broken")
+        open_diffusers_folder(tmp_path / "broken").load()
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -62,17 +62,6 @@ def test_the_parts_of_all_processes_are_the_batches_of_one():
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
-def test_transforms_see_single_records_in_order():
-    def double(record):
-        return {"number": np.asarray(2 * record["number"])}
-
-    def add_one(record):
-        return {"number": np.asarray(record["number"] + 1)}
-
-    plain, changed = loader(), loader(transforms=(double, add_one))
-    assert [[2 * n + 1 for n in batch] for batch in numbers(plain, 5)] == numbers(changed, 5)
-
-
 def test_worker_processes_read_the_same_batches_and_can_be_changed_on_resuming(tmp_path):
     write_records(tmp_path / "records", {"train": make_records(0, 12)})
     source = open_records(tmp_path / "records", "train")

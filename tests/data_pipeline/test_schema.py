@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.schema import FIELDS, RecordSpec, validate_batch, validate_record
+from data_pipeline.schema import FIELDS, RecordSpec, validate_record
 from tests.data_pipeline.made_up_records import SPEC, make_record
 
 
@@ -15,12 +15,12 @@ def test_sizes_are_read_from_a_record():
     validate_record(arrays(), SPEC)
 
 
-def test_a_batch_must_fit_what_the_model_needs():
-    batch = {name: value[None] for name, value in arrays().items()}
-    validate_batch(batch)
-    validate_batch(batch, {"b": 1, "d": 16})
+def test_a_record_must_fit_what_the_model_needs():
+    validate_record(arrays())
+    validate_record(arrays(), {"d": 16})
     with pytest.raises(ValueError, match="latent_mean: expected h=64 as in the specification, got h=8"):
-        validate_batch(batch, {"h": 64})
+        validate_record(arrays(), {"h": 64})
+    assert SPEC.without_latent_size() == {"c": SPEC.c, "l": SPEC.l, "d": SPEC.d, "m": SPEC.m}
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
-from pidiff_jax.evaluation.charts import line_chart
 from pidiff_jax.evaluation.metrics_file import SCORES, write_metrics
-from pidiff_jax.evaluation.pictures import draw_samples, heat_overlay, png_bytes
-from pidiff_jax.evaluation.report import chart_groups, detail_meaning, scores_text, write_report
+from pidiff_jax.evaluation.report.charts import line_chart
+from pidiff_jax.evaluation.report.page import chart_groups, detail_meaning, scores_text, write_report
+from pidiff_jax.evaluation.report.pictures import draw_samples, heat_overlay, png_bytes
 from tests.evaluation import tiny_evaluation as tiny
 
 FACTS = {

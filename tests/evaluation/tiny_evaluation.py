@@ -5,7 +5,9 @@ The face is the left half: its red tells the person, its green the noise. The ba
 
 import numpy as np
 
-from pidiff_jax.evaluation.identity import Judges, People, Prompts, Protocol, evaluate_identity
+from pidiff_jax.evaluation.identity import evaluate_identity
+from pidiff_jax.evaluation.protocol import Protocol
+from pidiff_jax.evaluation.subjects import Judges, People, Prompts
 
 NUM_PEOPLE, SIZE = 10, 8
 PROTOCOL = Protocol(

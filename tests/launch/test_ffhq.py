@@ -20,8 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
 from data_pipeline.prepare.networks import load_encoders
-from data_pipeline.tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
 from experiments import ffhq
+from pidiff_jax.convert.clip_tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.convert.ir_se import e4e_to_pytorch
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pidiff_jax.arrays import area_resize
 from pidiff_jax.diffusion.schedule import NoiseSchedule, snr
 from pidiff_jax.losses.denoising import denoising_loss, min_snr_weights, spatial_weights
-from pidiff_jax.losses.disentangle import disentangle_loss
-from pidiff_jax.losses.localisation import area_resize, localisation_loss, outside_share
-from pidiff_jax.losses.preserve import preserve_loss
+from pidiff_jax.losses.localisation import localisation_loss, outside_share
+from pidiff_jax.losses.outside_face import disentangle_loss, preserve_loss
 from pidiff_jax.losses.reduce import active_losses, reduce_losses
 
 SCHEDULE = NoiseSchedule.cosine()

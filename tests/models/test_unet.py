@@ -7,11 +7,12 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from pidiff_jax.convert.unet import split_identity, unet_shapes
+from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.attention import CrossAttention
+from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
 from pidiff_jax.models.unet_blocks import scale_at
-from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, tiny_spec, tiny_unet
+from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, tiny_spec, tiny_unet, unet_shapes
 
 
 def bits(x):
@@ -30,7 +31,7 @@ def tiny_cross_attention(variant="decoupled"):
         scale = scale_at(expand_scale(scale, (2, size, size, 4), (2, 3)), 8, 8)
         identity = (jnp.asarray(arrays["identity_tokens"]), scale)
         module = CrossAttention(2, spec.identity)
-        return module.apply({"params": params}, x, jnp.asarray(arrays["text_embeds"]), *(identity if tokens else ()))[0]
+        return module.apply({"params": params}, x, jnp.asarray(arrays["text"].embeds), *(identity if tokens else ()))[0]
 
     return attend
 
@@ -215,7 +216,7 @@ def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     [
         ({"noisy_latents": np.zeros((2, 7, 8, 4), np.float32)}, "divisible by 2"),
         ({"noisy_latents": np.zeros((2, 8, 8, 3), np.float32)}, "4 channels"),
-        ({"text_embeds": np.zeros((2, 5, 7), np.float32)}, r"text_embeds of width 24, got \(2, 5, 7\)"),
+        ({"text": TextConditioning(np.zeros((2, 5, 7), np.float32))}, r"text_embeds of width 24, got \(2, 5, 7\)"),
         ({"identity_tokens": np.zeros((2, 3, 7), np.float32)}, "width 20"),
         ({"identity_scale": np.zeros((2, 3), np.float32)}, "write missing axes as 1"),
         ({"identity_scale": np.zeros((3,), np.float32)}, "identity_scale"),

@@ -4,9 +4,11 @@ import functools
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
-from pidiff_jax.convert.unet import unet_shapes
+from pidiff_jax.models import shapes
+from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 
 CONTEXT_DIM, TOKEN_DIM = 24, 20
@@ -27,11 +29,16 @@ def tiny_spec(variant: str | None = "decoupled", sink: bool = False) -> UNetSpec
     )
 
 
-def random_params(shapes, seed: int = 0) -> dict:
+def unet_shapes(spec: UNetSpec) -> dict:
+    """Plain shapes of the parameters of a UNet of this spec."""
+    return nn.meta.unbox(shapes.unet_shapes(UNet(spec)))
+
+
+def random_params(tree, seed: int = 0) -> dict:
     """Arrays with the given shapes, of a size that keeps features near one."""
     rng = np.random.default_rng(seed)
     flat = {}
-    for path, leaf in traverse_util.flatten_dict(dict(shapes), sep="/").items():
+    for path, leaf in traverse_util.flatten_dict(dict(tree), sep="/").items():
         noise = rng.standard_normal(leaf.shape).astype(np.float32)
         fan_in = np.prod(leaf.shape[:-1])
         flat[path] = (
@@ -45,11 +52,12 @@ def inputs(spec: UNetSpec, batch: int = 2, size: int = 8, num_tokens: int = 3, s
     arrays = {
         "noisy_latents": rng.standard_normal((batch, size, size, spec.in_channels)),
         "timesteps": rng.integers(0, 1000, batch),
-        "text_embeds": rng.standard_normal((batch, 5, spec.cross_attention_dim)),
+        "text": TextConditioning(rng.standard_normal((batch, 5, spec.cross_attention_dim)).astype(np.float32)),
     }
     if spec.identity is not None:
         arrays["identity_tokens"] = rng.standard_normal((batch, num_tokens, spec.identity.token_dim))
-    return {name: x.astype(np.int32 if name == "timesteps" else np.float32) for name, x in arrays.items()}
+    types = {"timesteps": np.int32, "noisy_latents": np.float32, "identity_tokens": np.float32}
+    return {name: x.astype(types[name]) if name in types else x for name, x in arrays.items()}
 
 
 @functools.lru_cache(maxsize=4)

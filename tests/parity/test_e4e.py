@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.convert.ir_se import e4e_from_pytorch, e4e_table, e4e_to_pytorch, load_e4e_checkpoint
-from pidiff_jax.embedded_faces import ENCODER
 from pidiff_jax.models import e4e
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 from pidiff_jax.models.ir_se import IRSESpec
+from pidiff_jax.worlds.portraits.networks import ENCODER
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 

@@ -20,11 +20,11 @@ from pidiff_jax.convert.adapter import (
     to_wplus_adapter,
 )
 from pidiff_jax.convert.table import to_foreign
-from pidiff_jax.convert.unet import split_identity, unet_shapes, unet_table
+from pidiff_jax.convert.unet import split_identity, unet_table
 from pidiff_jax.models.attention import CrossAttention
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
-from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params
+from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, unet_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -91,7 +91,7 @@ def our_prediction(spec, params, arrays, scale):
 
 def torch_prediction(model, arrays, **kwargs):
     latents = torch.from_numpy(arrays["noisy_latents"].transpose(0, 3, 1, 2).copy())
-    out = model(latents, torch.from_numpy(arrays["timesteps"]), torch.from_numpy(arrays["text_embeds"]), **kwargs)
+    out = model(latents, torch.from_numpy(arrays["timesteps"]), torch.from_numpy(arrays["text"].embeds), **kwargs)
     return out.sample.detach().numpy().transpose(0, 2, 3, 1)
 
 
@@ -128,7 +128,7 @@ def test_gradients_of_the_identity_kernels_are_those_of_ip_adapters_processors()
     codes = torch.from_numpy(wplus_codes()).reshape(2, 1, -1)
     prediction = model(
         torch.from_numpy(arrays["noisy_latents"].transpose(0, 3, 1, 2).copy()), torch.from_numpy(arrays["timesteps"]),
-        torch.from_numpy(arrays["text_embeds"]), added_cond_kwargs={"image_embeds": [codes]},
+        torch.from_numpy(arrays["text"].embeds), added_cond_kwargs={"image_embeds": [codes]},
     ).sample  # fmt: skip
     # Summed over the elements of a sample, so that gradients are O(1).
     squares = (prediction - torch.from_numpy(target.transpose(0, 3, 1, 2).copy())).square()

@@ -14,10 +14,10 @@ from pidiff_jax.convert.ir_se import (
     arcface_to_pytorch,
     load_arcface_checkpoint,
 )
-from pidiff_jax.embedded_faces import RECOGNISER, scene_spec
 from pidiff_jax.models import ir_se
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
 from pidiff_jax.models.ir_se import IRSE, IRSESpec
+from pidiff_jax.worlds.portraits.networks import RECOGNISER, SCENES
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 
@@ -112,7 +112,7 @@ def test_there_and_back_is_bit_exact(model, params):
 
 def test_embedded_networks_have_tables_too():
     assert "output_layer.4.weight" in {entry.foreign for entry in arcface_table(RECOGNISER)}
-    pooled = {entry.foreign for entry in arcface_table(scene_spec(22))}
+    pooled = {entry.foreign for entry in arcface_table(SCENES)}
     assert "output_layer.3.weight" in pooled and "output_layer.4.weight" not in pooled
 
 

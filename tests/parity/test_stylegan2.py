@@ -13,9 +13,9 @@ from pidiff_jax.convert.stylegan2 import (
     stylegan2_table,
     stylegan2_to_pytorch,
 )
-from pidiff_jax.embedded_faces import STYLEGAN2
 from pidiff_jax.models import stylegan2
 from pidiff_jax.models.stylegan2 import Mapping, StyleGan2Spec, Synthesis
+from pidiff_jax.worlds.portraits.networks import STYLEGAN2
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 

@@ -13,6 +13,7 @@ from pidiff_jax.convert.diffusers_config import unet_spec
 from pidiff_jax.convert.table import to_foreign, to_ours
 from pidiff_jax.convert.unet import unet_table
 from pidiff_jax.models.attention import Conditioning
+from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import UNet, UNetSpec
 from pidiff_jax.models.unet_blocks import ResnetBlock, SpatialTransformer
 from tests.models.tiny_unet import FAST_COMPILE
@@ -77,7 +78,9 @@ def test_predictions_agree(family):
     latents, text = random(2, 8, 12, 4), random(2, 7, spec.cross_attention_dim, seed=1)
     timesteps = np.array([3, 981], np.int32)
     expected = nhwc(model(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(text)).sample)
-    ours = jax.jit(UNet(spec).apply, compiler_options=FAST_COMPILE)({"params": params}, latents, timesteps, text)
+    ours = jax.jit(UNet(spec).apply, compiler_options=FAST_COMPILE)(
+        {"params": params}, latents, timesteps, TextConditioning(text)
+    )
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
@@ -131,6 +134,6 @@ def test_predictions_agree_at_the_size_of_stable_diffusion_1_5():
     expected = nhwc(model(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(text)).sample)
     params = to_ours(unet_table(UNetSpec.sd15()), tensors(model))
     del model
-    ours = jax.jit(UNet(UNetSpec.sd15()).apply)({"params": params}, latents, timesteps, text)
+    ours = jax.jit(UNet(UNetSpec.sd15()).apply)({"params": params}, latents, timesteps, TextConditioning(text))
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)

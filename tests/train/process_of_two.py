@@ -9,18 +9,18 @@ from pathlib import Path
 
 import jax
 
-from pidiff_jax.train import run
-from tests.train.tiny_training import TWO_PROCESSES, make_config, make_experiment
+from pidiff_jax.runs.training import train_run
+from tests.train.tiny_training import TWO_PROCESSES, gather_tiny, make_config
 
 
 def main(port: int, index: int, directory: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
-    run.build_experiment = lambda config: make_experiment()
     workdir, now = directory / "two", time.perf_counter()
     # Only the clock of process 0 says that the time is over; both have to stop, or they wait for each other for ever.
-    run.train_experiment(make_config(**TWO_PROCESSES, max_seconds=500.0), workdir, started=now - 1000.0 * (index == 0))
-    run.train_experiment(make_config(**TWO_PROCESSES), workdir, started=now)
+    begun = now - 1000.0 * (index == 0)
+    train_run(make_config(**TWO_PROCESSES, max_seconds=500.0), workdir, started=begun, gather=gather_tiny())
+    train_run(make_config(**TWO_PROCESSES), workdir, started=now, gather=gather_tiny())
 
 
 if __name__ == "__main__":

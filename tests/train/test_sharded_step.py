@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from pidiff_jax.checkpoint.parameters import load_parameters
+from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import shard_batch
-from pidiff_jax.train import run
 from pidiff_jax.train.step import compile_train_step, make_train_step
-from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, make_config, make_experiment, start
+from tests.train.tiny_training import LOSS_WEIGHTS, gather_tiny, loss_fn, make_batch, make_config, start
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
@@ -70,7 +70,7 @@ def test_moments_and_averages_lie_where_their_parameter_lies():
         assert all(x.sharding == kernel.sharding for x in same_shape)
 
 
-def test_two_processes_train_stop_and_resume_as_one(tmp_path, monkeypatch):
+def test_two_processes_train_stop_and_resume_as_one(tmp_path):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -100,7 +100,6 @@ def test_two_processes_train_stop_and_resume_as_one(tmp_path, monkeypatch):
     steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "history.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and {3, 4, 6, 8, 9, 12} <= set(steps)
 
-    monkeypatch.setattr(run, "build_experiment", lambda config: make_experiment())
-    run.train_experiment(make_config(), tmp_path / "one", started=time.perf_counter())
+    train_run(make_config(), tmp_path / "one", started=time.perf_counter(), gather=gather_tiny())
     one, two = (load_parameters(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
     assert_close(two, one)

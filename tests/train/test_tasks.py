@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
@@ -11,10 +12,12 @@ from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.ir_se import IRSESpec
 from pidiff_jax.models.segmenter import Segmenter, SegmenterSpec
+from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
+from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
-from pidiff_jax.train.tasks.identity import Dropout, IdentityTask, perturb_wplus
-from pidiff_jax.train.tasks.judges import RecogniserTask, SceneTask, SegmenterTask
-from pidiff_jax.train.tasks.wplus import jitter_colours, warp_shape
+from pidiff_jax.train.identity_task import Dropout, IdentityTask, perturb_wplus
+from pidiff_jax.worlds.portraits.trainings.judges import RecogniserTask, SceneTask, SegmenterTask
+from pidiff_jax.worlds.portraits.trainings.wplus import jitter_colours, warp_shape
 from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
 
 KEY = jax.random.key(0)
@@ -95,22 +98,15 @@ def test_a_perturbed_code_is_another_one_and_comes_from_the_batch():
 
 @pytest.fixture(scope="module")
 def identity():
-    """Modules, parameters and a batch of the identity training, in the smallest form."""
+    """Modules, parameters and a batch of a run of the identity adapter, in the smallest form."""
     unet = UNet(tiny_spec())
     text = ClipText(
         ClipTextSpec(vocab_size=11, width=CONTEXT_DIM, num_layers=1, num_heads=2, mlp_width=16, max_length=5)
     )
     mapper = IdentityMapper(MapperSpec(groups=((0, 2), (2, LAYERS)), wplus_dim=WPLUS_DIM, token_dim=TOKEN_DIM))
-    latents = jnp.zeros((1, 8, 8, unet.spec.in_channels))
     shapes = {
-        "unet": jax.eval_shape(
-            unet.init, KEY, latents, jnp.zeros((1,)), jnp.zeros((1, 5, CONTEXT_DIM)), jnp.zeros((1, 2, TOKEN_DIM))
-        )["params"],
-        "text_encoder": jax.eval_shape(text.init, KEY, jnp.zeros((1, 5), jnp.int32))["params"],
-        "mapper": jax.eval_shape(mapper.init, KEY, jnp.zeros((1, LAYERS, WPLUS_DIM)))["params"],
-    }
-    from flax import linen as nn
-
+        "unet": unet_shapes(unet), "text_encoder": text_encoder_shapes(text), "mapper": mapper_shapes(mapper)
+    }  # fmt: skip
     rng = np.random.default_rng(0)
     shape = (BATCH, 8, 8, unet.spec.in_channels)
     batch = {
@@ -121,7 +117,7 @@ def identity():
         "face_mask": np.concatenate([np.ones((BATCH, 8, 4)), np.zeros((BATCH, 8, 4))], -1).astype(np.float32),
         "person_id": np.arange(BATCH, dtype=np.int32),
     }
-    modules = (unet, text, mapper, NoiseSchedule.cosine(100), "v", 1.0, (9, 10, 10, 10, 10))
+    modules = (unet, ClipConditioner(text), mapper, NoiseSchedule.cosine(100), "v", 1.0, (9, 10, 10, 10, 10))
     return modules, random_params(nn.meta.unbox(shapes)), batch
 
 

@@ -14,8 +14,9 @@ from data_pipeline.sources import ArraySource
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm
 from pidiff_jax.optim.groups import GroupedOptimizer, GroupSpec, make_optimizer
 from pidiff_jax.optim.rules import ParameterRule, assign_groups, split
+from pidiff_jax.runs.training import Ingredients
 from pidiff_jax.sharding.rules import infer_shardings, place
-from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.train.experiment import Experiment, Sources, Weights
 from pidiff_jax.train.state import TrainState, init_state
 
 RULES = [ParameterRule("^identity/", "identity"), ParameterRule("^mapper/", "mapper"), ParameterRule(".*", "frozen")]
@@ -80,7 +81,8 @@ def make_config(**changes) -> ConfigDict:
         {
             "task": "tiny", "num_steps": 12, "batch_size": 8, "seed": 3, "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
             "clip_norm": 1.0, "ema_decay": 0.9, "accumulate_steps": 1, "log_every_steps": 3, "validate_every_steps": 6,
-            "checkpoint_every_steps": 4, "num_checkpoints": 2, "max_seconds": None,
+            "checkpoint_every_steps": 4, "num_checkpoints": 2, "max_seconds": None, "num_workers": 0,
+            "profile_steps": None,
         }
     )  # fmt: skip
     config.update(changes)
@@ -88,7 +90,7 @@ def make_config(**changes) -> ConfigDict:
 
 
 def make_experiment(loss=loss_fn, after=None) -> Experiment:
-    """The training as `build_experiment` would give it. after: called before each record is read, to interrupt a run."""
+    """The experiment as `build_experiment` would give it. after: called before each record is read, to interrupt a run."""
     source = ArraySource({name: np.concatenate([array] * 5) for name, array in make_batch(0).items()})
 
     class Interrupted(ArraySource):
@@ -97,14 +99,22 @@ def make_experiment(loss=loss_fn, after=None) -> Experiment:
                 after()
             return super().__getitem__(index)
 
+    def init():
+        return NETWORK.init(jax.random.key(7), *map(jnp.asarray, make_batch(0).values()))["params"]
+
     return Experiment(
         name="tiny",
-        params=NETWORK.init(jax.random.key(7), *map(jnp.asarray, make_batch(0).values()))["params"],
+        shapes=jax.eval_shape(init),
+        load=lambda: Weights(nn.unbox(init()), fingerprints={"base": "abc"}),
         losses=loss,
         loss_weights=LOSS_WEIGHTS,
         rules=RULES,
         groups=SPECS,
-        train_source=lambda: Interrupted(source.arrays),
-        validation_source=lambda: source,
-        frozen_sources={"base": "abc"},
+        sources=Sources(lambda: Interrupted(source.arrays), lambda: source),
+        record={name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in source.arrays.items()},
     )
+
+
+def gather_tiny(**options):
+    """In place of `runs.training.gather`; options: see `make_experiment`."""
+    return lambda config: Ingredients(make_experiment(**options))

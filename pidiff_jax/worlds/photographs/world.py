@@ -13,7 +13,7 @@ from data_pipeline.records import open_records
 from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import Source
 from pidiff_jax.convert.clip_tokenizer import tokenize
-from pidiff_jax.convert.diffusers_folder import DiffusersFolder, noise_schedule, open_diffusers_folder
+from pidiff_jax.convert.diffusers_folder import DiffusersFolder, check_files, noise_schedule, open_diffusers_folder
 from pidiff_jax.evaluation.subjects import PreviewPeople
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.text_conditioning import ClipConditioner
@@ -48,7 +48,7 @@ class PhotographsWorld:
             )
         if missing:
             raise FileNotFoundError("\n".join(missing))
-        self._folder.check_files()
+        check_files(Path(self._base.path), self._base.variant)
 
     @cached_property
     def _folder(self) -> DiffusersFolder:

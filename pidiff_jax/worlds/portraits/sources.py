@@ -122,7 +122,7 @@ def identity_source(
 
 def cached_records(
     folder: Path | str, made_from: Mapping[str, Any], sources: Mapping[str, Callable[[], Source]]
-) -> dict[str, Callable[[], Source]]:
+) -> Mapping[str, Callable[[], Source]]:
     """The same sources, rendered once: whoever opens one first writes all as records below `folder`; then they are read.
 
     folder: of caches; each has a subfolder of its own, complete or not there at all.

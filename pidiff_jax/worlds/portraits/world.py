@@ -17,6 +17,7 @@ from pidiff_jax.worlds.portraits.sources import cached_records, encode_latents, 
 from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
 
 MIN_VALIDATION_PEOPLE = 64
+OpenFns = Mapping[str, Callable[[], Source]]
 
 
 class PortraitsWorld:
@@ -46,32 +47,29 @@ class PortraitsWorld:
 
     def sources(self, record: RecordSpec) -> Sources:
         """Renders people, or, with config.data.cache, reads them from records there."""
-        opened = self._sources
-
-        def checked(split: str) -> Source:
-            source = opened[split]()
-            validate_record(source[0], expected=record)
-            return source
-
-        return Sources(partial(checked, "train"), partial(checked, "validation"))
-
-    @cached_property
-    def _sources(self) -> dict[str, Callable[[], Source]]:
         data = self._config.data
         numbers = {
             "train": (data.num_people, data.pictures_per_person),
             "validation": (max(MIN_VALIDATION_PEOPLE, self._config.batch_size), 1),
         }
+        rendered = {split: partial(self._render, split, *each) for split, each in numbers.items()}
+        folder = data.cache
 
-        def render(split: str) -> Source:
-            encode = encode_latents(networks.base_components().vae, self._vae)
-            return identity_source(encode, load_wplus_encoder(), split, *numbers[split])
+        def open_split(split: str) -> Source:
+            sources = rendered if folder is None else self._cached(folder, numbers, rendered)
+            source = sources[split]()
+            validate_record(source[0], expected=record)
+            return source
 
-        sources = {split: partial(render, split) for split in numbers}
-        if data.cache is None:
-            return sources
+        return Sources(partial(open_split, "train"), partial(open_split, "validation"))
+
+    def _render(self, split: str, num_people: int, per_person: int) -> Source:
+        encode = encode_latents(networks.base_components().vae, self._vae)
+        return identity_source(encode, load_wplus_encoder(), split, num_people, per_person)
+
+    def _cached(self, folder: str, numbers: Any, rendered: OpenFns) -> OpenFns:
         fingerprints = {"vae": fingerprint(self._vae), "wplus": fingerprint(load_weights("wplus"))}
-        return cached_records(data.cache, {"people": numbers, **fingerprints}, sources)
+        return cached_records(folder, {"people": numbers, **fingerprints}, rendered)
 
     def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
         """Validation people, each with a validation prompt."""

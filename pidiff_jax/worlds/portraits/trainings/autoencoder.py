@@ -51,14 +51,14 @@ class AutoencoderTask:
 def build_autoencoder(config: Any) -> Experiment:
     """The run that makes vae.safetensors."""
     vae = AutoencoderKL(networks.VAE)
-    data = config.data
+    numbers, views = (config.data.num_people, config.data.pictures_per_person), config.data.views
     return weights_experiment(
         config,
         file="vae",
         init=lambda: {"vae": vae.init(jax.random.key(config.seed), ONE_PICTURE)["params"]},
         losses=AutoencoderTask(vae).losses,
         sources=Sources(
-            lambda: picture_source("train", data.num_people, data.pictures_per_person, data.views),
+            lambda: picture_source("train", *numbers, views),
             lambda: picture_source("validation", 64, 2, ("wild",)),
         ),
         record=PICTURE_RECORD,

@@ -109,9 +109,9 @@ class SegmenterTask:
 
 def build_recogniser(config: Any) -> Experiment:
     """The run that makes recogniser.safetensors, the judge of identity."""
-    network, data = ArcFace(networks.RECOGNISER), config.data
+    network, numbers = ArcFace(networks.RECOGNISER), _numbers(config)
     sources = Sources(
-        lambda: pair_source("judges", data.num_people, data.pictures_per_person),
+        lambda: pair_source("judges", *numbers),
         lambda: pair_source("validation", 256, 1),
     )
     record = {"pixels": BYTE_PICTURE, "other_pixels": BYTE_PICTURE}
@@ -120,9 +120,9 @@ def build_recogniser(config: Any) -> Experiment:
 
 def build_scenes(config: Any) -> Experiment:
     """The run that makes scenes.safetensors, the judge of prompts."""
-    network, data = ArcFace(networks.SCENES), config.data
+    network, numbers = ArcFace(networks.SCENES), _numbers(config)
     sources = Sources(
-        lambda: picture_source("judges", data.num_people, data.pictures_per_person, ("wild",)),
+        lambda: picture_source("judges", *numbers, ("wild",)),
         lambda: picture_source("validation", 256, 1, ("wild",)),
     )
     return _judge(config, "scenes", network, SceneTask(network, networks.NUM_CLASSES).losses, sources, PICTURE_RECORD)
@@ -130,14 +130,18 @@ def build_scenes(config: Any) -> Experiment:
 
 def build_segmenter(config: Any) -> Experiment:
     """The run that makes segmenter.safetensors, the judge of where the head is."""
-    network, data = Segmenter(networks.SEGMENTER), config.data
+    network, numbers = Segmenter(networks.SEGMENTER), _numbers(config)
     sources = Sources(
-        lambda: mask_source("judges", data.num_people, data.pictures_per_person),
+        lambda: mask_source("judges", *numbers),
         lambda: mask_source("validation", 256, 1),
     )
     mask = jax.ShapeDtypeStruct(BYTE_PICTURE.shape[:2], BYTE_PICTURE.dtype)
     record = {"pixels": BYTE_PICTURE, "head_mask": mask}
     return _judge(config, "segmenter", network, SegmenterTask(network).losses, sources, record)
+
+
+def _numbers(config: Any) -> tuple[int, int]:
+    return config.data.num_people, config.data.pictures_per_person
 
 
 def _judge(config: Any, name: str, network: Any, losses: LossFn, sources: Sources, record: dict) -> Experiment:

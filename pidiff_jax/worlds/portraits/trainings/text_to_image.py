@@ -61,7 +61,8 @@ class TextToImageTask:
 def build_text_to_image(config: Any) -> Experiment:
     """The run that makes base.safetensors, on the latents of the shipped (or given) autoencoder."""
     check_weights("vae", config.base.path)
-    c, data = networks.base_components(), config.data
+    c, path = networks.base_components(), config.base.path
+    numbers = (config.data.num_people, config.data.pictures_per_person)
     task = TextToImageTask(
         c.unet, c.conditioner, c.schedule, c.prediction_type, networks.VAE.scaling_factor, c.null_text_ids,
         drop_text=config.dropout.text, min_snr_gamma=config.min_snr_gamma,
@@ -77,7 +78,7 @@ def build_text_to_image(config: Any) -> Experiment:
         }
 
     def source(split: str, num_people: int, per_person: int) -> ArraySource:
-        encode = encode_latents(c.vae, load_weights("vae", config.base.path)["vae"])
+        encode = encode_latents(c.vae, load_weights("vae", path)["vae"])
         return caption_source(encode, split, num_people, per_person)
 
     latent = jax.ShapeDtypeStruct(c.noise_shape, np.float32)
@@ -86,9 +87,7 @@ def build_text_to_image(config: Any) -> Experiment:
         file="base",
         init=init,
         losses=task.losses,
-        sources=Sources(
-            lambda: source("train", data.num_people, data.pictures_per_person), lambda: source("validation", 64, 2)
-        ),
+        sources=Sources(lambda: source("train", *numbers), lambda: source("validation", 64, 2)),
         record={
             "latent_mean": latent,
             "latent_log_variance": latent,

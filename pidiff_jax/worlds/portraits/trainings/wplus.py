@@ -112,7 +112,7 @@ def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def build_wplus(config: Any) -> Experiment:
     """The run that makes wplus.safetensors: the W+ encoder and its synthesis network."""
     encoder, synthesis = E4eEncoder(networks.ENCODER), Synthesis(networks.STYLEGAN2)
-    data = config.data
+    numbers = (config.data.num_people, config.data.pictures_per_person)
     shape = (networks.NUM_WPLUS_LAYERS, networks.WPLUS_DIM)
 
     def init() -> dict[str, Any]:
@@ -130,7 +130,7 @@ def build_wplus(config: Any) -> Experiment:
         finish_init=lambda params: {**params, "encoder": calibrated(encoder, params["encoder"], "train", "aligned")},
         losses=WPlusTask(encoder, synthesis).losses,
         sources=Sources(
-            lambda: picture_source("train", data.num_people, data.pictures_per_person, ("aligned",)),
+            lambda: picture_source("train", *numbers, ("aligned",)),
             lambda: picture_source("validation", 128, 1, ("aligned",)),
         ),
         record=PICTURE_RECORD,

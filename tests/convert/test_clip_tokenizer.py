@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import regex
 
-from data_pipeline import tokenizer as tokenizers
-from data_pipeline.portraits import CAPTION_TEMPLATES, SCENE_ATTRIBUTES, caption, caption_words
-from data_pipeline.tokenizer import (
+from pidiff_jax.convert import clip_tokenizer as tokenizers
+from pidiff_jax.convert.clip_tokenizer import (
     apply_merges,
     load_tokenizer,
-    portraits_tokenizer,
     tokenize,
     word_vocabulary,
     write_tokenizer,
 )
+from pidiff_jax.worlds.portraits.renderer import CAPTION_TEMPLATES, SCENE_ATTRIBUTES, caption, caption_words
+from pidiff_jax.worlds.portraits.tokenizer import portraits_tokenizer
 
 CAPTIONS = ["a photo of a cat", "", "It's 12 o'clock!?", "naïve Café —  東京", "word " * 100]
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

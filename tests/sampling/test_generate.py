@@ -11,9 +11,12 @@ from flax import linen as nn
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes, vae_shapes
+from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
-from pidiff_jax.pipeline import Components, Sampling, generate
+from pidiff_jax.sampling.components import Components
+from pidiff_jax.sampling.generate import Sampling, generate
 from tests.models.tiny_unet import CONTEXT_DIM, FAST_COMPILE, TOKEN_DIM, random_params, tiny_spec
 
 BATCH, HEIGHT, WIDTH, TOKENS = 3, 4, 6, 2
@@ -28,17 +31,15 @@ def tiny_pipeline():
     )
     vae = AutoencoderKL(VAESpec((8,), layers_per_block=1, norm_num_groups=4, mid_attention=False))
     unet = UNet(tiny_spec())
-    components = Components(unet, text, vae, mapper, NoiseSchedule.scaled_linear(), "eps", null_text_ids=(0,) * 5)
-    inputs = {
-        "unet": (jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros((1, 5, CONTEXT_DIM))),
-        "text_encoder": (jnp.zeros((1, 5), jnp.int32),),
-        "vae": (jnp.zeros((1, 4, 4, 3)),),
-        "mapper": (jnp.zeros((1, 5, 8)),),
-    }
+    components = Components(
+        unet, ClipConditioner(text), vae, mapper, NoiseSchedule.scaled_linear(), "eps", null_text_ids=(0,) * 5,
+        latent_size=(HEIGHT, WIDTH),
+    )  # fmt: skip
     shapes = {
-        name: nn.meta.unbox(jax.eval_shape(getattr(components, name).init, jax.random.key(0), *args))["params"]
-        for name, args in inputs.items()
-    }
+        "unet": unet_shapes(unet), "text_encoder": text_encoder_shapes(text), "vae": vae_shapes(vae),
+        "mapper": mapper_shapes(mapper),
+    }  # fmt: skip
+    shapes = nn.meta.unbox(shapes)
     return components, {name: random_params(tree) for name, tree in shapes.items()}
 
 

@@ -1,0 +1,208 @@
+"""A whole run of a tiny model: interrupted, resumed, stopped by time, refused."""
+
+import json
+import time
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipeline.sources import ArraySource
+from pidiff_jax.checkpoint.manager import CheckpointManager
+from pidiff_jax.checkpoint.parameters import load_parameters
+from pidiff_jax.paths import flatten
+from pidiff_jax.runs.folder import Workdir
+from pidiff_jax.runs.training import train_run
+from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.train import loop
+from pidiff_jax.train.plan import Plan
+from tests.train.tiny_training import gather_tiny, loss_fn, make_batch, make_config
+
+
+def train(workdir, gather=None, **changes):
+    train_run(make_config(**changes), workdir, started=time.perf_counter(), gather=gather or gather_tiny())
+
+
+def parameters(workdir):
+    return {path: np.asarray(x) for path, x in flatten(load_parameters(workdir / "checkpoints")[0]).items()}
+
+
+def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_path, capsys):
+    train(tmp_path / "whole")
+    reads = 0
+
+    def interrupt():
+        nonlocal reads
+        reads += 1
+        if reads > 8 * 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(BaseException):  # noqa: B017 (the loader's threads decide how it comes out)
+        train(tmp_path / "cut", gather_tiny(after=interrupt))
+    assert not (tmp_path / "cut" / "complete.json").exists()
+    train(tmp_path / "cut")
+    assert "resuming from step" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+    history = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    assert {"loss", "seconds", "grad_norm/identity"} <= history[-1].keys() | history[-2].keys()
+    seconds = [entry["seconds"] for entry in history if "seconds" in entry]
+    assert seconds == sorted(seconds)
+
+
+def test_a_complete_run_is_left_alone(tmp_path, capsys):
+    train(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    train(tmp_path / "run")
+    assert "this run is complete" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_a_folder_of_another_run_or_of_other_files_is_refused(tmp_path):
+    train(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other values for seed \(3 -> 4\)"):
+        train(tmp_path / "run", seed=4)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").touch()
+    with pytest.raises(ValueError, match="got other files"):
+        train(tmp_path / "photos")
+
+
+def test_what_cannot_be_built_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.log_every_steps of at least 1, got 0"):
+        train(tmp_path / "run", log_every_steps=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_of_time_it_stops_saves_and_can_go_on(tmp_path, capsys):
+    train(tmp_path / "run", max_seconds=0.0)
+    assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
+    assert '"validation/loss"' in (tmp_path / "run" / "history.jsonl").read_text()
+    assert not (tmp_path / "run" / "complete.json").exists()
+    train(tmp_path / "run", max_seconds=None)
+    assert json.loads((tmp_path / "run" / "complete.json").read_text())["num_steps"] == 12
+    train(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(tmp_path / "whole"))
+
+
+def test_a_run_that_diverges_stops_before_it_is_saved(tmp_path):
+    def diverging(params, batch, key, train):
+        values, metrics = loss_fn(params, batch, key, train)
+        return {name: value * np.inf for name, value in values.items()}, metrics
+
+    with pytest.raises(FloatingPointError, match=r"got loss = (nan|inf) at step 3; start in a new --workdir"):
+        train(tmp_path / "run", gather_tiny(loss=diverging))
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_parameters_that_a_bad_gradient_ruins_are_not_saved_although_their_loss_was_finite(tmp_path):
+    def ruinous(params, batch, key, train):
+        values, metrics = loss_fn(params, batch, key, train)
+        zero = jax.tree.leaves(params["identity"])[0].sum() * 0.0
+        return {
+            name: value + jnp.sqrt(zero) for name, value in values.items()
+        }, metrics  # the root's slope at 0 is infinite
+
+    with pytest.raises(FloatingPointError, match=r"got param_norm/identity = nan at step 1"):
+        train(tmp_path / "run", gather_tiny(loss=ruinous), checkpoint_every_steps=1)
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_cadence_devices_and_folders_may_change_when_a_run_resumes(tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    train(tmp_path / "run", log_every_steps=2, mesh={"data": 4, "fsdp": 2, "tensor": 1})
+    assert (tmp_path / "run" / "complete.json").exists()
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["mesh"]["data"] == 4 and stored["log_every_steps"] == 2
+
+
+def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    train(tmp_path / "run")
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
+
+
+def test_two_programs_do_not_share_a_folder(tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    other = Workdir(tmp_path / "run", make_config())
+    assert other.check() is False  # and takes the folder
+    with pytest.raises(ValueError, match="got a training run that is under way there"):
+        train(tmp_path / "run")
+    other.release()
+    train(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_built(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="choose another --workdir"):
+            train(path)
+
+
+def test_too_few_validation_records_are_said_before_the_first_step(tmp_path):
+    few = ArraySource({name: array[:4] for name, array in make_batch(0).items()})
+    found = gather_tiny()(None)
+    sources = found.experiment.sources._replace(validation=lambda: few)
+    found = replace(found, experiment=replace(found.experiment, sources=sources))
+    with pytest.raises(ValueError, match=r"at least one batch \(8\) of validation records, got 4"):
+        train(tmp_path / "run", lambda config: found)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_state_that_is_not_finite_is_not_saved_when_the_machine_goes_away_either(tmp_path, monkeypatch):
+    def ruinous(params, batch, key, train):
+        values, metrics = loss_fn(params, batch, key, train)
+        zero = jax.tree.leaves(params["identity"])[0].sum() * 0.0
+        return {name: value + jnp.sqrt(zero) for name, value in values.items()}, metrics
+
+    monkeypatch.setattr(CheckpointManager, "should_save", lambda self, step: True)  # as if it were preempted
+    with pytest.raises(FloatingPointError, match="got a state that isn't at step 1; start in a new --workdir"):
+        train(tmp_path / "run", gather_tiny(loss=ruinous), log_every_steps=12, checkpoint_every_steps=12)
+    assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_run_whose_steps_are_done_compiles_no_training_step(tmp_path, monkeypatch):
+    train(tmp_path / "run")
+    (tmp_path / "run" / "complete.json").unlink()  # killed before its results were written
+    monkeypatch.setattr(Plan, "compile_step", lambda *_: pytest.fail("compiled"))
+    train(tmp_path / "run")
+    assert (tmp_path / "run" / "complete.json").exists()
+
+
+def test_the_profiler_leaves_a_trace_that_tensorboard_reads(tmp_path):
+    train(tmp_path / "run", profile_steps=(3, 4))
+    (trace,) = (tmp_path / "run" / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert trace.stat().st_size > 0
+
+
+@pytest.mark.parametrize("steps", [(3,), (0, 4), (4, 3), (1, 2, 3)])
+def test_steps_that_cannot_be_watched_are_refused(tmp_path, steps):
+    with pytest.raises(ValueError, match=r"expected config.profile_steps like \(11, 15\)"):
+        train(tmp_path / "run", profile_steps=steps)
+    assert not (tmp_path / "run").exists()
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    config = make_config(num_workers=-1)
+    with pytest.raises(ValueError, match="config.num_workers of at least 0, got -1"):
+        train_run(config, tmp_path / "run", started=time.perf_counter(), gather=gather_tiny())
+
+
+def test_the_next_batch_is_fetched_before_the_step_is_waited_for(tmp_path, monkeypatch):
+    events = []
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: (events.append("wait"), wait(x))[1])
+    monkeypatch.setattr(loop, "shard_batch", lambda *args: (events.append("fetch"), shard_batch(*args))[1])
+    train(tmp_path / "run", num_steps=3, validate_every_steps=100)
+    during = [event for event in events if event in ("fetch", "wait")]
+    assert during[:5] == ["fetch", "fetch", "wait", "fetch", "wait"]
+
+
+def test_nothing_wanders_to_the_device_by_itself_in_the_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "shard_batch", lambda batch, mesh: batch)  # arrays of the host
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(tmp_path / "run")
