@@ -14,9 +14,8 @@ OFF = "off"
 VARIABLE = "PIDIFF_COMPILATION_CACHE"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 MAX_BYTES = 4 * 2**30  # the programs not used for the longest time go first
-MIN_COMPILE_SECONDS = (
-    0.1  # a start has a hundred programs of less, and each that is written makes JAX look at all others
-)
+# A start has a hundred programs of less, which together take about two seconds; JAX looks at all others whenever it writes one.
+MIN_COMPILE_SECONDS = 0.1
 _LOCK_SECONDS = 10.0  # JAX's own patience with another process that reads or writes
 
 

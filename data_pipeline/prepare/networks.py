@@ -37,7 +37,12 @@ def load_encoders(
             "download one and pass its path"
         )
     tokenizer = load_tokenizer(Path(base) / "tokenizer")
-    vae_spec, vae_params = load_vae(Path(base) / "vae", variant)
+    try:
+        vae_spec, vae_params = load_vae(Path(base) / "vae", variant)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"expected the VAE's weights in {base}, missing {error}; complete the folder, or set --variant=NAME"
+        ) from error
     vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
     e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)
     encode = jax.jit(lambda params, pixels: vae.apply({"params": params}, pixels, method="encode"))

@@ -163,6 +163,17 @@ def test_every_key_of_the_config_is_read(base, data):
     assert recorded.unread() == []
 
 
+def test_the_vae_may_be_there_as_a_variant_only(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    for file in (tmp_path / "base" / "vae").glob("*model.safetensors*"):  # the weights, or the index of their shards
+        stem, _, rest = file.name.rpartition(".")
+        file.rename(file.with_name(f"{stem}.fp16.{rest}"))
+    with pytest.raises(FileNotFoundError, match="fp16.*: choose its variant.*--variant=NAME"):
+        load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors")
+    with pytest.raises(FileNotFoundError, match="e4e.safetensors"):  # the VAE is read, then comes what isn't there
+        load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant="fp16")
+
+
 def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):
     command = [sys.executable, "-m", "launch.prepare", f"--photographs={photographs}", f"--base={tmp_path}"]
     command += [f"--e4e={tmp_path / 'e4e.pt'}", f"--output={tmp_path / 'records'}"]
