@@ -1,5 +1,6 @@
-"""Eight CPU devices, shapes and types checked at run time, and the fixtures that several folders of tests share."""
+"""Eight CPU devices, shapes and types checked at run time, compiled programs kept, and fixtures that several folders share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,14 +8,32 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from launch.compilation_cache import MAX_BYTES, MIN_COMPILE_SECONDS, VARIABLE, cache_folder, use_compilation_cache
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Programs are compiled once for all processes of the tests; neither they nor the commands that they start touch the user's.
+os.environ[VARIABLE] = str(ROOT / ".jax_cache")
+use_compilation_cache(None)
+for name, value in {
+    "jax_compilation_cache_dir": cache_folder(None, os.environ),
+    "jax_compilation_cache_max_size": MAX_BYTES,
+    "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_SECONDS,
+}.items():
+    os.environ[name.upper()] = str(value)  # for other programs that tests start
+
 # Before the first JAX operation and before the first import of what is to be checked.
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["pidiff_jax", "data_pipeline"], "beartype.beartype")
 
-# A suite that starts commands neither reads nor fills the user's cache of compiled programs.
-os.environ["PIDIFF_COMPILATION_CACHE"] = "off"
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_end_with_their_file():
+    """Otherwise a process that runs many files of tests keeps several GB of programs that nothing needs any more."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

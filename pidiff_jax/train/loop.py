@@ -126,7 +126,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
                 hook(run, step, last, is_last)
 
 
-def _next_batch(run: TrainingRun) -> dict[str, jax.Array]:
+def _next_batch(run: TrainingRun) -> dict[str, Any]:
     return shard_batch(next(run.loader), run.mesh)
 
 
