@@ -27,7 +27,7 @@ test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real s
 lint: $(VENV)/.installed-test ## Check style, format and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.installed-test ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
