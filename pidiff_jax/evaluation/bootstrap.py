@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 
 class Interval(NamedTuple):
@@ -34,6 +33,8 @@ def bootstrap_mean(
     Raises:
         ValueError: there are no values, or some aren't finite.
     """
+    from scipy import stats  # here, because it takes half a second that no start of a run should wait for
+
     values = np.asarray(values, np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(

@@ -134,7 +134,7 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
         hooks.insert(0, profiler)
     hooks.append(ValidationHook(run, history.write))
     if evaluator is not None:
-        hooks.append(PreviewHook(settings.validate_every_steps, history.write, evaluator.previewer()))
+        hooks.append(PreviewHook(settings.validate_every_steps, history.write, evaluator.previewer))
     with manager:
         train(run, hooks, started)
     return history

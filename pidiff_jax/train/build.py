@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -150,7 +151,7 @@ def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], se
     """Loads the base and makes the identity branch and the mapper."""
     loaded = base.load()
     wplus = jnp.zeros((1, components.mapper.spec.num_layers, components.mapper.spec.wplus_dim))
-    mapper = components.mapper.init(jax.random.key(seed), wplus)["params"]
+    mapper = jax.jit(components.mapper.init)(jax.random.key(seed), wplus)["params"]
     params = {
         "unet": _grow_identity(shapes["unet"], loaded["unet"], value_scale),
         "text_encoder": loaded["text_encoder"],
@@ -163,7 +164,7 @@ def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], se
 def _grow_identity(shapes: Mapping[str, Any], base_unet: Mapping[str, Any], value_scale: float) -> dict[str, Any]:
     """The base UNet's parameters plus a fresh identity branch; strict about what is new and what is loaded."""
     tree = {
-        path: jnp.zeros(leaf.shape, leaf.dtype) if "_id/" in path else leaf
+        path: np.zeros(leaf.shape, leaf.dtype) if "_id/" in path else leaf
         for path, leaf in flatten(nn.meta.unbox(shapes)).items()
     }
     return init_identity_from_text(initialise_from(unflatten(tree), base_unet, allow_missing="_id/"), value_scale)

@@ -60,11 +60,14 @@ def _validation_batches(run: TrainingRun, max_batches: int) -> Iterator[dict[str
 class PreviewHook:
     """Draws pictures and scores of the present state: the answer to "is it learning the identity?"."""
 
-    def __init__(self, every_steps: int, write: WriteFn, preview: PreviewFn):
-        self.every_steps, self.write, self.preview = every_steps, write, preview
+    def __init__(self, every_steps: int, write: WriteFn, make_preview: Callable[[], PreviewFn]):
+        self.every_steps, self.write, self.make_preview = every_steps, write, make_preview
+        self.preview: PreviewFn | None = None
 
     def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
         if step % self.every_steps == 0 and not is_last:
+            if self.preview is None:  # not at the start: making its people takes seconds
+                self.preview = self.make_preview()
             pictures, scores = self.preview(run.params)
             self.write(step, scores, pictures)
 

@@ -44,8 +44,15 @@ def test_people_prompts_and_split_are_refused_where_nobody_judges(photographs_ru
 
 
 def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path):
-    message = error_of(portraits_run, tmp_path / "out", "--base_path=elsewhere")
-    assert message.startswith("error: expected no --base_path for a run of the embedded world")
+    message = error_of(portraits_run, tmp_path / "out", "--data_path=elsewhere")
+    assert message.startswith("error: expected no --data_path for a run of the embedded world")
+
+
+def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp_path):
+    stored = json.loads((portraits_run / "config.json").read_text())
+    del stored["world"]
+    (portraits_run / "config.json").write_text(json.dumps(stored))
+    assert "got one of an earlier version; train it again" in error_of(portraits_run, tmp_path / "out")
 
 
 def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_path):

@@ -37,7 +37,7 @@ def call_script(script: str, *arguments, **environment):
             "--config.data=5",
             "expected a value of one key, got '5' for all of --config.data; set --config.data.cache",
         ),
-        ("--config.base.path=sd15", "expected config.base.path='portraits' in this experiment"),
+        ("--config.base.path=sd15", "expected embedded weights at sd15/base.safetensors"),
         ("--config.dropout.both=1.5", "expected dropout probabilities"),
         ("--config.groups.identity.learning_rate=-1.0", "expected a learning_rate above 0"),
         (
@@ -140,7 +140,7 @@ def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path
     (tmp_path / "config.json").write_text('{"task": "autoencoder"}')
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}", command="evaluate")
     assert "got a run of the task 'autoencoder'" in result.stderr
-    (tmp_path / "config.json").write_text('{"task": "identity", "base": {"path": "portraits"}}')
+    (tmp_path / "config.json").write_text('{"task": "identity", "world": "portraits"}')
     (tmp_path / "metrics.json").touch()
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path}", command="evaluate")
     assert "expected a folder without results" in result.stderr

@@ -26,9 +26,12 @@ from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.convert.ir_se import e4e_to_pytorch
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 from pidiff_jax.models.ir_se import IRSESpec
+from pidiff_jax.runs.saved_run import open_run
+from pidiff_jax.runs.training import gather
+from pidiff_jax.sharding.mesh import make_mesh
+from pidiff_jax.train.build import loop_settings
 from tests.data_pipeline import astronaut
 from tests.launch.recorded_config import RecordedConfig
-from tests.launch.test_experiments import read_everything
 
 ROOT = Path(__file__).parents[2]
 TEXT_LENGTH = 16
@@ -102,9 +105,7 @@ def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
     settings |= {f"groups__{group}__warmup_steps": 1 for group in ("identity", "mapper")} | changes
     command = [sys.executable, "-m", "launch.train", "--config=experiments/ffhq.py", f"--workdir={workdir}"]
     command += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    cache = str(workdir.parent / "compiled")
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PIDIFF_COMPILATION_CACHE": cache}
-    env = {**os.environ, **quick, "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -147,8 +148,18 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     assert third.returncode == 0
     assert "this run is complete" in third.stdout
 
+    opened = open_run(run, mesh=make_mesh(devices=jax.devices()[:1]))
+    assert opened.facts["num_steps"] == 4 and opened.facts["seconds_training"] > 0
+    pixels, attention = opened.draw(np.ones((1, 18, 512), np.float32), ["a photo", "a person"], seed=2)
+    assert pixels.shape == (2, 64, 64, 3) and 0 <= pixels.min() <= pixels.max() <= 1 and pixels.std() > 0
+    np.testing.assert_allclose(attention.sum((1, 2)), 1.0, rtol=1e-3)
+    with pytest.raises(ValueError, match="expected as many texts as W\\+ codes, or one of either, got 2 and 3"):
+        opened.draw(np.ones((3, 18, 512), np.float32), ["a photo", "a person"])
+    with pytest.raises(ValueError, match="the checkpoint of step 3"):
+        open_run(run, step=3)
 
-@pytest.mark.slow
+
+@pytest.mark.full
 def test_it_trains_in_half_precision_too(base, data, tmp_path):
     result = train(tmp_path / "run", base__path=base, data__path=data, num_steps=1, compute_dtype="bfloat16")
     assert result.returncode == 0, result.stderr
@@ -159,7 +170,8 @@ def test_every_key_of_the_config_is_read(base, data):
     config = ffhq.get_config()
     config.base.path, config.data.path, config.batch_size = str(base), str(data), 2
     recorded = RecordedConfig(config)
-    read_everything(recorded)
+    loop_settings(recorded)
+    gather(recorded)
     assert recorded.unread() == []
 
 

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pidiff_jax
 from pidiff_jax.evaluation.metrics_file import SCORES
+
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
@@ -20,10 +23,10 @@ SHORT = {
 }  # fmt: skip
 
 
-def call(command: str, *arguments) -> subprocess.CompletedProcess:
+def call(command: str, *arguments, num_devices: int = 1) -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", f"launch.{command}", *map(str, arguments)]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=580)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,6 @@ def workdir(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_it_leaves_checkpoint_scores_report_pictures_and_events(workdir):
     metrics = json.loads((workdir / "metrics.json").read_text())
     for name in SCORES:
@@ -66,14 +68,12 @@ def test_it_leaves_checkpoint_scores_report_pictures_and_events(workdir):
     assert [entry["step"] for entry in validated] == [10]
 
 
-@pytest.mark.slow
 def test_it_prints_the_scores_and_where_the_results_are(workdir):
     printed = (workdir.parent / "stdout").read_text()
     for name in (*SCORES, "samples.png", "report.html", "metrics.json", "frozen"):
         assert name in printed
 
 
-@pytest.mark.slow
 def test_run_again_it_says_that_it_is_complete(workdir):
     before = (workdir / "metrics.json").stat().st_mtime_ns
     settings = [f"--config.{name}={value}" for name, value in SHORT.items()]
@@ -82,7 +82,6 @@ def test_run_again_it_says_that_it_is_complete(workdir):
     assert (workdir / "metrics.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
 def test_scored_again_it_scores_the_same_and_without_identity_draws_the_base(workdir):
     output = workdir.parent / "again"
     result = call("evaluate", f"--workdir={workdir}", f"--output={output}")
@@ -91,3 +90,27 @@ def test_scored_again_it_scores_the_same_and_without_identity_draws_the_base(wor
     for name in SCORES:
         assert first[name]["on"]["mean"] == pytest.approx(second[name]["on"]["mean"], abs=1e-5)
     assert second["num_steps"] == 20
+
+
+def test_the_example_at_the_top_of_the_package_draws_a_person(workdir, tmp_path, monkeypatch):
+    lines = [line.strip() for line in pidiff_jax.__doc__.splitlines()]
+    example = [line.removeprefix(">>> ") for line in lines if line.startswith(">>> ")]
+    assert 4 <= len(example) <= 8
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(example).replace("runs/quickstart", str(workdir)), {})
+    with Image.open(tmp_path / "person.png") as picture:
+        assert picture.size == (64, 64) and np.asarray(picture).std() > 20
+
+
+def test_a_run_of_eight_devices_is_scored_on_one(tmp_path):
+    few = {"num_steps": 2, "checkpoint_every_steps": 2, "data.num_people": 8, "sampling.num_steps": 1}
+    few |= {"evaluation.num_people": 3, "evaluation.num_prompts": 3, "groups.identity.warmup_steps": 1}
+    settings = [f"--config.{name}={value}" for name, value in (few | {"mesh.data": 1, "mesh.fsdp": 8}).items()]
+    run = tmp_path / "run"
+    trained = call("train", "--config=experiments/quickstart.py", f"--workdir={run}", *settings, num_devices=8)
+    assert trained.returncode == 0, trained.stderr
+    scored = call("evaluate", f"--workdir={run}", f"--output={tmp_path / 'again'}")
+    assert scored.returncode == 0, scored.stderr
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    for name in SCORES:
+        assert first[name]["on"]["mean"] == pytest.approx(second[name]["on"]["mean"], abs=1e-3)

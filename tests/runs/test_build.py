@@ -1,24 +1,20 @@
-"""An examiner that is made before a training refuses what could only fail at the training's end."""
-
-import runpy
-from pathlib import Path
+"""What could only fail at a run's end is refused before it begins."""
 
 import pytest
 
-from launch.identity_runs import IdentityExaminer
-from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.train.build import build_experiment
-
-QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.py"
+from pidiff_jax.runs.build import build_experiment, evaluation_settings
+from pidiff_jax.worlds import open_world
+from tests.launch.experiments import get_config
 
 
-def quickstart():
-    return runpy.run_path(str(QUICKSTART))["get_config"]()
+def settings_of(config, components, split="test"):
+    return evaluation_settings(config, open_world(config), components, split)
 
 
 @pytest.fixture(scope="module")
-def experiment():
-    return build_experiment(quickstart())  # renders nothing
+def components():
+    config = get_config("quickstart")
+    return build_experiment(config, open_world(config)).components  # loads and renders nothing
 
 
 @pytest.mark.parametrize(
@@ -34,27 +30,44 @@ def experiment():
         ("sampling.identity_scale", float("inf"), "a finite identity scale, got inf"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_key(experiment, tmp_path, key, value, message):
-    config = quickstart()
+def test_a_wrong_value_is_refused_by_its_key(components, key, value, message):
+    config = get_config("quickstart")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=f"config.{key}: .*{message}"):
-        IdentityExaminer(config, tmp_path / "run", experiment, make_mesh(dict(config.mesh)))
-    assert not list(tmp_path.iterdir())
+        settings_of(config, components)
 
 
-def test_photographs_need_somebody_to_preview(experiment, tmp_path):
-    config = quickstart()
-    config.base.path = "a folder"
-    config.evaluation = {"num_preview_people": 0}
+def test_photographs_need_somebody_to_preview(components):
+    config = get_config("ffhq")
+    config.evaluation.num_preview_people = 0
     with pytest.raises(ValueError, match="config.evaluation.num_preview_people: expected at least 1, got 0"):
-        IdentityExaminer(config, tmp_path / "run", experiment, make_mesh(dict(config.mesh)))
+        settings_of(config, components)
 
 
-def test_what_was_scored_is_told_with_the_numbers_that_were_drawn(experiment, tmp_path):
-    config = quickstart()
+def test_nobody_judges_photographs(components):
+    settings = settings_of(get_config("ffhq"), components)
+    assert settings.exam is None and settings.facts() == {}
+
+
+def test_what_was_scored_is_told_with_the_numbers_that_were_drawn(components):
+    config = get_config("quickstart")
     config.evaluation.num_people, config.evaluation.num_prompts, config.sampling.num_steps = 5, 4, 3
-    examiner = IdentityExaminer(config, tmp_path, experiment, make_mesh(dict(config.mesh)), split="validation")
-    assert examiner.protocol_facts() == {
+    assert settings_of(config, components, "validation").facts() == {
         "split": "validation", "num_people": 5, "num_prompts": 4, "num_diversity_people": 5, "num_seeds": 4,
         "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 3, "seed": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [None, "landscapes"])
+def test_a_config_without_a_world_is_refused(name):
+    config = get_config("quickstart")
+    config.world = name or ""
+    with pytest.raises(ValueError, match=r"expected config.world of \('photographs', 'portraits'\), got"):
+        open_world(config)
+
+
+def test_a_task_that_no_world_has_is_refused():
+    config = get_config("quickstart")
+    config.task = "upscaling"
+    with pytest.raises(ValueError, match="expected config.task of .*'identity'.*'wplus'.*got 'upscaling'"):
+        build_experiment(config, open_world(config))

@@ -4,10 +4,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 Point = tuple[float | int, float | int]
 
 # Text stays text (small, searchable), and equal numbers make equal files.
@@ -21,6 +17,11 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], x_label: str =
     Raises:
         ValueError: no point is left to draw.
     """
+    # Here, because a run should not wait for it at its start.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     if not any(finite.values()):
         raise ValueError(f"expected at least one finite point to draw for {title!r}, got none; leave the chart out")

@@ -1,0 +1,42 @@
+"""Both worlds keep the protocol, and opening one loads nothing of the other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pidiff_jax.evaluation.subjects import HeldOut
+from pidiff_jax.worlds import World, open_world
+from tests.launch.experiments import get_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("experiment", "judged"), [("quickstart", True), ("ffhq", False)])
+def test_a_config_opens_the_world_that_it_names(experiment, judged):
+    world = open_world(get_config(experiment))
+    assert isinstance(world, World)
+    assert isinstance(world.held_out("test"), HeldOut) == judged
+
+
+@pytest.mark.parametrize(("experiment", "other"), [("quickstart", "photographs"), ("ffhq", "portraits")])
+def test_a_world_does_not_bring_the_other(experiment, other):
+    script = f"""
+import sys
+from experiments import {experiment}
+from pidiff_jax.worlds import open_world
+
+open_world({experiment}.get_config())
+assert not [name for name in sys.modules if name.startswith("pidiff_jax.worlds.{other}")]
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+
+
+def test_weights_that_are_not_there_are_named_before_anything_is_built():
+    config = get_config("quickstart")
+    config.base.path = "sd15"
+    with pytest.raises(
+        FileNotFoundError, match=r"expected embedded weights at sd15/base.safetensors.*experiments/ffhq.py"
+    ):
+        open_world(config).check()
