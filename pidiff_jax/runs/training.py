@@ -41,7 +41,7 @@ class Ingredients:
     evaluation: EvaluationSettings | None = None
 
 
-def gather(config: ConfigDict) -> Ingredients:
+def gather(config: Any) -> Ingredients:
     """Builds what the config asks for, and looks whether everything is there.
 
     Raises:
@@ -56,7 +56,7 @@ def gather(config: ConfigDict) -> Ingredients:
 
 
 def train_run(
-    config: ConfigDict, workdir: Path, *, started: float, gather: Callable[[ConfigDict], Ingredients] = gather
+    config: ConfigDict, workdir: Path, *, started: float, gather: Callable[[Any], Ingredients] = gather
 ) -> None:
     """Trains `config` in `workdir`, from its last checkpoint on, then draws and scores where the task draws.
 

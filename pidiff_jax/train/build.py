@@ -49,10 +49,11 @@ def build_identity(
         "mapper": mapper_shapes(components.mapper),
     }
     record = _record_spec(components)
+    seed, value_scale = config.seed, config.identity.value_scale
     return Experiment(
         name="identity",
         shapes=shapes,
-        load=lambda: _load(base, components, shapes, config.seed, config.identity.value_scale),
+        load=lambda: _load(base, components, shapes, seed, value_scale),
         losses=_task(config, components).losses,
         **trained_parts(config),
         sources=make_sources(record),

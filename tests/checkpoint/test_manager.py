@@ -154,7 +154,7 @@ def test_reading_parameters_that_are_not_there_is_an_error(tmp_path, state):
 
 
 def test_a_cadence_below_one_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="of at least 1, got 0, 2 and None"):
+    with pytest.raises(ValueError, match="save_every_steps and keep_last of at least 1, got 0 and"):
         open_manager(tmp_path, save_every_steps=0)
 
 

@@ -4,11 +4,16 @@ import importlib
 
 from ml_collections import ConfigDict
 
-EMBEDDED = [
-    ("quickstart", "short"), ("quickstart", "long"), ("portraits_base", "vae"), ("portraits_base", "unet"),
-    ("portraits_judges", "recogniser"), ("portraits_judges", "scenes"), ("portraits_judges", "segmenter"),
-    ("portraits_wplus", None),
-]  # fmt: skip
+# Each experiment and the parts that its get_config knows; None where it takes no part.
+PARTS = {
+    "ffhq": [None],
+    "portraits_base": ["vae", "unet"],
+    "portraits_judges": ["recogniser", "scenes", "segmenter"],
+    "portraits_wplus": [None],
+    "quickstart": ["short", "long"],
+}
+CONFIGS = [(name, part) for name, parts in PARTS.items() for part in parts]
+EMBEDDED = [(name, part) for name, part in CONFIGS if name != "ffhq"]
 
 
 def get_config(name: str, part: str | None = None) -> ConfigDict:

@@ -5,24 +5,17 @@ belong to the commit.
 """
 
 import difflib
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.launch.experiments import CONFIGS, PARTS, get_config
+
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "python -m tests.launch.test_golden_configs"
-# Each experiment and the parts that its get_config knows; None where it takes no part.
-PARTS = {
-    "ffhq": [None],
-    "portraits_base": ["vae", "unet"],
-    "portraits_judges": ["recogniser", "scenes", "segmenter"],
-    "portraits_wplus": [None],
-    "quickstart": ["short", "long"],
-}
-CONFIGS = [(name, part) for name, parts in PARTS.items() for part in parts]
+NO_EXPERIMENTS = ("__init__", "common")
 
 
 def golden_file(name: str, part: str | None) -> Path:
@@ -30,8 +23,7 @@ def golden_file(name: str, part: str | None) -> Path:
 
 
 def rendered(name: str, part: str | None) -> str:
-    config = importlib.import_module(f"experiments.{name}").get_config(*([part] if part else []))
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    return json.dumps(get_config(name, part).to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 @pytest.mark.parametrize(("name", "part"), CONFIGS, ids=lambda value: value or "")
@@ -44,7 +36,8 @@ def test_a_config_is_what_was_written_down(name, part):
 
 
 def test_every_experiment_is_written_down_and_nothing_else():
-    assert sorted(PARTS) == sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+    files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+    assert sorted(PARTS) == sorted(files - set(NO_EXPERIMENTS))
     assert sorted(GOLDEN.iterdir()) == sorted(golden_file(*config) for config in CONFIGS), f"run {COMMAND}"
 
 

@@ -55,7 +55,7 @@ def build_autoencoder(config: Any) -> Experiment:
     return weights_experiment(
         config,
         file="vae",
-        init=lambda: {"vae": vae.init(jax.random.key(config.seed), ONE_PICTURE)["params"]},
+        init=lambda: {"vae": vae.init(jax.random.key(config.seed), jnp.zeros(ONE_PICTURE))["params"]},
         losses=AutoencoderTask(vae).losses,
         sources=Sources(
             lambda: picture_source("train", *numbers, views),

@@ -18,7 +18,7 @@ from pidiff_jax.worlds.portraits.renderer import RESOLUTION_PX, SCENE_ATTRIBUTES
 from pidiff_jax.worlds.portraits.sources import pictures
 from pidiff_jax.worlds.portraits.weight_files import save_weights
 
-ONE_PICTURE = np.zeros((1, RESOLUTION_PX, RESOLUTION_PX, 3), np.float32)
+ONE_PICTURE = (1, RESOLUTION_PX, RESOLUTION_PX, 3)
 BYTE_PICTURE = jax.ShapeDtypeStruct((RESOLUTION_PX, RESOLUTION_PX, 3), np.uint8)
 PICTURE_RECORD = {
     "pixels": BYTE_PICTURE,

@@ -148,7 +148,7 @@ def _judge(config: Any, name: str, network: Any, losses: LossFn, sources: Source
     return weights_experiment(
         config,
         file=name,
-        init=lambda: {name: network.init(jax.random.key(config.seed), ONE_PICTURE)["params"]},
+        init=lambda: {name: network.init(jax.random.key(config.seed), jnp.zeros(ONE_PICTURE))["params"]},
         finish_init=lambda params: {name: calibrated(network, params[name], "judges", "wild")},
         losses=losses,
         sources=sources,

@@ -118,7 +118,7 @@ def build_wplus(config: Any) -> Experiment:
     def init() -> dict[str, Any]:
         key_encoder, key_synthesis = jax.random.split(jax.random.key(config.seed))
         return {
-            "encoder": encoder.init(key_encoder, ONE_PICTURE)["params"],
+            "encoder": encoder.init(key_encoder, jnp.zeros(ONE_PICTURE))["params"],
             "synthesis": synthesis.init(key_synthesis, jnp.zeros((1, *shape)))["params"],
             "latent_avg": jnp.zeros(shape),
         }
