@@ -12,7 +12,7 @@ from pidiff_jax.models.attention import CrossAttention
 from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
 from pidiff_jax.models.unet_blocks import scale_at
-from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, tiny_spec, tiny_unet, unet_shapes
+from tests.models.tiny_unet import fast_jit, inputs, random_params, tiny_spec, tiny_unet, unet_shapes
 
 
 def bits(x):
@@ -170,7 +170,7 @@ def test_gradients_reach_every_identity_kernel():
         params = {"params": traverse_util.unflatten_dict(flat)}
         return jnp.square(UNet(spec).apply(params, **as_jax(arrays))).mean()
 
-    gradients = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(identity)
+    gradients = fast_jit(jax.grad(loss))(identity)
     gradients = traverse_util.flatten_dict(gradients, sep="/")
     assert len(gradients) == 3 * 4
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients.values())
@@ -205,7 +205,7 @@ def test_init_copies_text_kernels_where_widths_agree():
 
 def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     spec, params, arrays, apply = tiny_unet()
-    predict = jax.jit(UNet(spec, jnp.bfloat16).apply, compiler_options=FAST_COMPILE)
+    predict = fast_jit(UNet(spec, jnp.bfloat16).apply)
     half = predict({"params": params}, **arrays)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, apply(params, arrays), atol=0.2)

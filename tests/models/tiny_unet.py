@@ -14,6 +14,7 @@ from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 CONTEXT_DIM, TOKEN_DIM = 24, 20
 # Compiles in less than half the time; for tests that compare to a tolerance.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
+fast_jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 
 
 def tiny_spec(variant: str | None = "decoupled", sink: bool = False) -> UNetSpec:

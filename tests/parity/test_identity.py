@@ -24,7 +24,7 @@ from pidiff_jax.convert.unet import split_identity, unet_table
 from pidiff_jax.models.attention import CrossAttention
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
-from tests.models.tiny_unet import FAST_COMPILE, inputs, random_params, unet_shapes
+from tests.models.tiny_unet import fast_jit, inputs, random_params, unet_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -80,13 +80,20 @@ def wplus_codes():
     return np.random.default_rng(5).standard_normal((2, 6, 10)).astype(np.float32)
 
 
-def our_prediction(spec, params, arrays, scale):
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
-    def predict(params, arrays, wplus):
+@functools.lru_cache
+def prediction(spec):
+    """The UNet with identity tokens as a jitted function of parameters, inputs, W+ codes and identity scale."""
+
+    @fast_jit
+    def predict(params, arrays, wplus, scale):
         tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, wplus)
         return UNet(spec).apply({"params": params["unet"]}, **arrays, identity_tokens=tokens, identity_scale=scale)
 
-    return predict(params, arrays, wplus_codes())
+    return predict
+
+
+def our_prediction(spec, params, arrays, scale):
+    return prediction(spec)(params, arrays, wplus_codes(), np.float32(scale))
 
 
 def torch_prediction(model, arrays, **kwargs):
@@ -136,7 +143,7 @@ def test_gradients_of_the_identity_kernels_are_those_of_ip_adapters_processors()
 
     base, identity = split_identity(params["unet"])
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @fast_jit
     def gradients(identity, base, mapper, arrays, wplus, target):
         def loss(identity):
             flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)

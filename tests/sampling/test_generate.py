@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling, generate
-from tests.models.tiny_unet import CONTEXT_DIM, FAST_COMPILE, TOKEN_DIM, random_params, tiny_spec
+from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, fast_jit, random_params, tiny_spec
 
 BATCH, HEIGHT, WIDTH, TOKENS = 3, 4, 6, 2
 
@@ -53,7 +52,7 @@ def drawing():
     )
     text_ids = jnp.asarray(rng.integers(0, 9, (BATCH, 5)), jnp.int32)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    @fast_jit
     def draw(params, scale):
         return generate(components, params, noise, text_ids, wplus, scale, Sampling(num_steps=2))[0]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.records import Record, open_records, write_records
@@ -77,8 +76,8 @@ def encode_latents(vae: AutoencoderKL, params: Mapping[str, Any]) -> EncodeFn:
 def load_wplus_encoder(folder: Path | str | None = None) -> EncodeFn:
     """The shipped W+ encoder, or that of `folder`, as a function of aligned faces in [-1, 1]."""
     weights = load_weights("wplus", folder)
-    encoder, average = E4eEncoder(networks.ENCODER), jnp.asarray(weights["latent_avg"])
-    return lambda pixels: encode_wplus(encoder, weights["encoder"], average, pixels)
+    encoder = E4eEncoder(networks.ENCODER)
+    return lambda pixels: encode_wplus(encoder, weights["encoder"], weights["latent_avg"], pixels)
 
 
 def _encode(encode: EncodeFn, pixels: np.ndarray) -> Any:

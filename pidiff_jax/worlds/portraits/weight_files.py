@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -22,13 +23,13 @@ def save_weights(path: Path, params: Mapping[str, Any], card: Mapping[str, Any])
 
 
 def load_weights(name: str, folder: Path | str | None = None) -> dict[str, Any]:
-    """Reads `<folder>/<name>.safetensors` (default: the shipped ones) as float32 parameters, on the host.
+    """Reads `<folder>/<name>.safetensors` (default: the shipped ones) as float32 parameters.
 
     Raises:
         FileNotFoundError: the file is not there; names the experiment that makes it.
     """
     tensors = read_tensors(check_weights(name, folder))
-    return unflatten({path: np.asarray(tensor, np.float32) for path, tensor in tensors.items()})
+    return unflatten({path: jnp.asarray(tensor, jnp.float32) for path, tensor in tensors.items()})
 
 
 def check_weights(name: str, folder: Path | str | None = None) -> Path:

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
+import jax
+import numpy as np
+
 from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import Source
 from pidiff_jax.checkpoint.fingerprint import fingerprint
@@ -36,7 +39,10 @@ class PortraitsWorld:
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
-        return BaseModel(networks.base_components(), lambda: {**self._weights("base"), "vae": self._vae})
+        return BaseModel(networks.base_components(), self._load)
+
+    def _load(self) -> dict[str, Any]:
+        return jax.tree.map(np.asarray, {**self._weights("base"), "vae": self._vae})
 
     def _weights(self, name: str) -> dict[str, Any]:
         return load_weights(name, self._config.base.path)
