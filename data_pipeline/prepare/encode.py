@@ -1,5 +1,6 @@
 """Photographs to records: pixels, landmarks, face mask and caption to latents, W+ code and token ids."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,10 +100,15 @@ def write_photographs(
     """Encodes photographs and writes them as a data set, with a progress bar; see `encode_records`, `write_records`."""
     numbers = {person: index for index, person in enumerate(sorted({p.person for s in splits.values() for p in s}))}
     settings = {"size_px": size_px, "face_size_px": face_size_px, "identity_from": identity_from}
-    records = {
-        name: _with_progress(encode_records(photographs, encoders, numbers, **settings), name, len(photographs))
-        for name, photographs in splits.items()
-    }
+    encode = functools.partial(
+        encode_records,
+        encoders=encoders,
+        person_numbers=numbers,
+        size_px=size_px,
+        face_size_px=face_size_px,
+        identity_from=identity_from,
+    )
+    records = {name: _with_progress(encode(split), name, len(split)) for name, split in splits.items()}
     write_records(directory, records, {**settings, **(metadata or {})})
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class CheckpointMismatchError(ValueError):
 class State(Protocol):
     """The checkpointed state: a dataclass with at least these fields; `train.state.TrainState` is one."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     step: Any
     trainable: Any
     opt_state: Any
@@ -168,9 +169,9 @@ class CheckpointManager:
         structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in _items(structs).items()}
         found = self._restore(step, **args)
-        _, treedef = jax.tree.flatten(_optimizer_part(target))
+        structure = jax.tree.structure(_optimizer_part(target))
         leaves = flatten(found["optimizer"])
-        part = treedef.unflatten([leaves[path] for path in leaves_by_path(_optimizer_part(target))])
+        part = jax.tree.unflatten(structure, [leaves[path] for path in leaves_by_path(_optimizer_part(target))])
         ema = None if target.ema is None else found["ema"]
         return dataclasses.replace(
             target, step=part["step"], trainable=found["trainable"], opt_state=part["state"], ema=ema

@@ -127,7 +127,9 @@ def _identity_table(spec: UNetSpec, prefix: str, suffix: str) -> list[Entry]:
     numbers = {path: 2 * i + 1 for i, path in enumerate(cross_attention_paths(list(shapes)))}
     entries = []
     for path, leaf in shapes.items():
-        attention, name = re.fullmatch(r"(.*)/(to_[qkv])_id/kernel", path).groups()
+        match = re.fullmatch(r"(.*)/(to_[qkv])_id/kernel", path)
+        assert match, path
+        attention, name = match.groups()
         entries.append(Entry(f"{prefix}.{numbers[attention]}.{name}_{suffix}.weight", path, DENSE, leaf.shape))
     return entries
 

@@ -46,7 +46,11 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
     max_length: tokens of a text, those of its start and end included.
     """
     vocabulary, merges = word_vocabulary(words)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    tokenizer = CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type] # its annotation says strings, its code wants pairs
+        model_max_length=max_length,
+    )
     return _checked(tokenizer, len(vocabulary), "the words' vocabulary")
 
 

@@ -131,9 +131,9 @@ def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
     with _named(source):
         values = _read(config, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED)
         down_blocks, up_blocks = values["down_block_types"], values["up_block_types"]
-        down_attention = tuple(_DOWN_BLOCKS.get(name) for name in down_blocks)
-        up_attention = tuple(_UP_BLOCKS.get(name) for name in up_blocks)
-        if None in down_attention or up_attention != down_attention[::-1]:
+        known = all(name in _DOWN_BLOCKS for name in down_blocks)
+        down_attention = tuple(_DOWN_BLOCKS[name] for name in down_blocks) if known else ()
+        if not known or tuple(_UP_BLOCKS.get(name) for name in up_blocks) != down_attention[::-1]:
             raise ValueError(
                 f"expected down_block_types of {sorted(_DOWN_BLOCKS)} and up_block_types that mirror them, got "
                 f"{down_blocks} and {up_blocks}; other blocks aren't implemented"

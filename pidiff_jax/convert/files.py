@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def _tensors_in(content: Any, name: str, path: Path, depth: int = 0) -> Iterator
             f"expected tensors nested at most {_MAX_DEPTH} deep in {path}, got more at {name[:80]!r}...; the file may "
             "contain itself: save a plain state dict"
         )
-    items = content.items() if isinstance(content, Mapping) else ()
+    items: Iterable[tuple[Any, Any]] = content.items() if isinstance(content, Mapping) else ()
     items = enumerate(content) if isinstance(content, list | tuple) else items
     for key, value in items:
         yield from _tensors_in(value, f"{name}.{key}" if name else str(key), path, depth + 1)

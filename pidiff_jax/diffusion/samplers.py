@@ -34,6 +34,7 @@ def ddim_timesteps(
     """
     if not 1 <= num_steps <= num_train_steps:
         raise ValueError(f"expected 1 to {num_train_steps} sampling steps, got {num_steps}; 20 to 50 are usual")
+    timesteps: np.ndarray
     if spacing == "leading":
         timesteps = np.arange(num_steps)[::-1] * (num_train_steps // num_steps) + steps_offset
     elif spacing == "trailing":
@@ -103,7 +104,7 @@ def ddim_sample(
         if clip_x0 is not None:
             x0 = jnp.clip(x0, -clip_x0, clip_x0)
         following = s.x0_factor * x0 + s.eps_factor * eps
-        if eta:
+        if s.key is not None:
             following += s.noise_factor * jax.random.normal(s.key, latents.shape)
         return following, aux
 
@@ -125,5 +126,5 @@ def _precompute(
         x0_factor=jnp.sqrt(next_alpha),
         eps_factor=jnp.sqrt(jnp.maximum(1.0 - next_alpha - variance, 0.0)),
         noise_factor=jnp.sqrt(variance),
-        key=jax.random.split(key, len(timesteps)) if eta else None,
+        key=jax.random.split(key, len(timesteps)) if eta and key is not None else None,
     )

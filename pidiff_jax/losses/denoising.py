@@ -34,7 +34,7 @@ def denoising_loss(
             f"{'no face_mask' if face_mask is None else 'a face_mask'}; give both, or neither for an unmasked loss"
         )
     squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
-    if face_mask is not None:
+    if face_mask is not None and background_weight is not None:
         squared *= spatial_weights(face_mask, background_weight)
     values = squared.mean((1, 2))
     if min_snr_gamma is not None:

@@ -36,5 +36,6 @@ def outside_share(attention: Float[Array, "b _h _w *t"], face_mask: Float[Array,
     strength = attention.astype(jnp.float32)
     if strength.ndim == 4:
         strength = strength.sum(-1)
-    outside = 1.0 - area_resize(face_mask.astype(jnp.float32), strength.shape[1:])
+    _, height, width = strength.shape
+    outside = 1.0 - area_resize(face_mask.astype(jnp.float32), (height, width))
     return (strength * outside).sum((1, 2)) / (strength.sum((1, 2)) + _EPSILON)

@@ -45,5 +45,5 @@ def reduce_losses(
     if shapes:
         raise ValueError(f"expected per-example values (b,), got {shapes}; reduce over everything but the batch")
     means = {name: value.astype(jnp.float32).mean() for name, value in values.items()}
-    total = sum(weights[name] * values[name].astype(jnp.float32) for name in sorted(values))
-    return total.mean(), means
+    weighted = [weights[name] * values[name].astype(jnp.float32) for name in sorted(values)]
+    return sum(weighted[1:], start=weighted[0]).mean(), means

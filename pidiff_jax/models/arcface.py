@@ -37,7 +37,8 @@ class ArcFace(nn.Module):
         self.backbone = IRSE(self.spec.backbone)
         self.output_layer_0 = BatchNorm()
         self.output_layer_3 = Dense(self.spec.embedding_dim)
-        self.output_layer_4 = BatchNorm() if self.spec.pooling == "flatten" else None
+        if self.spec.pooling == "flatten":
+            self.output_layer_4 = BatchNorm()
 
     def logits(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """The output layer without normalisation."""

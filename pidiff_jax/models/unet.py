@@ -52,7 +52,8 @@ class UNetSpec:
                     f"{getattr(self, name)}; give every level its own"
                 )
         uses_heads = [*self.down_attention[:-1], True]
-        for width, heads, used in zip(self.block_out_channels, self.num_heads, uses_heads, strict=True):
+        for level, (width, used) in enumerate(zip(self.block_out_channels, uses_heads, strict=True)):
+            heads = at_level(self.num_heads, level)
             if width % self.norm_num_groups or (used and width % heads):
                 raise ValueError(
                     f"expected widths divisible by norm_num_groups={self.norm_num_groups} and their num_heads={heads}, "
@@ -68,6 +69,11 @@ class UNetSpec:
     def sd21(cls, identity: IdentityAttentionSpec | None = None) -> "UNetSpec":
         """Stable Diffusion 2.x."""
         return cls(num_heads=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True, identity=identity)
+
+
+def at_level(values: int | tuple[int, ...], level: int) -> int:
+    """The value of one resolution, where a spec may give one for all."""
+    return values if isinstance(values, int) else values[level]
 
 
 class UNet(nn.Module):
@@ -116,7 +122,8 @@ class UNet(nn.Module):
         time_embed = TimeEmbedding(spec.block_out_channels[0], self.dtype, name="time_embedding")(timesteps)
 
         x = Conv(spec.block_out_channels[0], dtype=self.dtype, name="conv_in")(noisy_latents)
-        skips, maps = [x], {}
+        skips: list[Array] = [x]
+        maps: AttentionMaps = {}
         for level in range(len(spec.block_out_channels)):
             name = f"down_blocks_{level}"
             x, outputs, new_maps = self._block(name, level, "down")(x, time_embed, cond)
@@ -124,8 +131,8 @@ class UNet(nn.Module):
             maps |= with_prefix(name, new_maps)
 
         x, new_maps = MidBlock(
-            spec.norm_num_groups, spec.num_heads[-1], spec.transformer_depth[-1], spec.use_linear_projection,
-            spec.identity, self.dtype, name="mid_block",
+            spec.norm_num_groups, at_level(spec.num_heads, -1), at_level(spec.transformer_depth, -1),
+            spec.use_linear_projection, spec.identity, self.dtype, name="mid_block",
         )(x, time_embed, cond)  # fmt: skip
         maps |= with_prefix("mid_block", new_maps)
 
@@ -147,8 +154,8 @@ class UNet(nn.Module):
             channels=spec.block_out_channels[level],
             num_layers=spec.layers_per_block + (direction == "up"),
             num_groups=spec.norm_num_groups,
-            num_heads=spec.num_heads[level] if spec.down_attention[level] else None,
-            depth=spec.transformer_depth[level],
+            num_heads=at_level(spec.num_heads, level) if spec.down_attention[level] else None,
+            depth=at_level(spec.transformer_depth, level),
             use_linear_projection=spec.use_linear_projection,
             identity=spec.identity,
             resample=None if last else direction,

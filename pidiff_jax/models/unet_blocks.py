@@ -188,7 +188,8 @@ class Block(nn.Module):
         skips: list[Array] | None = None,
     ) -> tuple[Float[Array, "b h2 w2 c2"], list[Array], AttentionMaps]:
         """Returns the features, those after each step (a down block's skip connections), and the attention maps."""
-        outputs, maps = [], {}
+        outputs: list[Array] = []
+        maps: AttentionMaps = {}
         for i in range(self.num_layers):
             if skips is not None:
                 x = jnp.concatenate([x, skips[-1 - i]], axis=-1)

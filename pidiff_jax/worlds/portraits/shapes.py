@@ -44,5 +44,5 @@ def ramp(table: Float[np.ndarray, "n 3"], position: Scalar) -> Float[Array, "3"]
     """Linear interpolation in a table of colours; position in [0, 1]."""
     position = jnp.clip(position, 0.0, 1.0) * (len(table) - 1)
     low = jnp.clip(jnp.floor(position).astype(jnp.int32), 0, len(table) - 2)
-    table = jnp.asarray(table)
-    return table[low] + (table[low + 1] - table[low]) * (position - low)
+    colours = jnp.asarray(table)
+    return colours[low] + (colours[low + 1] - colours[low]) * (position - low)
