@@ -11,7 +11,6 @@ from jaxtyping import install_import_hook
 from launch.compilation_cache import MAX_BYTES, MIN_COMPILE_SECONDS, VARIABLE, cache_folder, use_compilation_cache
 
 ROOT = Path(__file__).parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # Programs are compiled once for all processes of the tests; neither they nor the commands that they start touch the user's.
 os.environ[VARIABLE] = str(ROOT / ".jax_cache")
@@ -22,6 +21,11 @@ for name, value in {
     "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_SECONDS,
 }.items():
     os.environ[name.upper()] = str(value)  # for other programs that tests start
+
+# Processes side by side: PyTorch's threads, which wait by spinning, would take the cores from each other. Before torch is
+# imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before the first JAX operation and before the first import of what is to be checked.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,11 +38,3 @@ def compiled_programs_end_with_their_file():
     yield
     jax.clear_caches()
     gc.collect()
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder of real StyleGAN2-FFHQ statistics (ffhq_pca.pt, age.pt, ...), which are not part of the repository."""
-    if not (SHARED_DATA / "ffhq_pca.pt").is_file():
-        pytest.skip(f"no StyleGAN2-FFHQ statistics at {SHARED_DATA}; they are not part of the repository")
-    return SHARED_DATA
