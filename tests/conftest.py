@@ -22,8 +22,7 @@ for name, value in {
 }.items():
     os.environ[name.upper()] = str(value)  # for other programs that tests start
 
-# Processes side by side: PyTorch's threads, which wait by spinning, would take the cores from each other. Before torch is
-# imported.
+# PyTorch's threads wait by spinning: side by side, processes would take the cores from each other. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
