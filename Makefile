@@ -20,7 +20,7 @@ test: lint ## Run every check and the tests that are not marked full (12 minutes
 test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow nor full
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not full" $(PYTEST_FLAGS)
 
-# One process: at its full size a model and its reference need up to 15 GB.
+# One process: Stable Diffusion 1.5 beside its reference takes 8 GB.
 test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real sizes, whole runs
 	$(BIN)/python -m pytest -m full $(PYTEST_FLAGS)
 
