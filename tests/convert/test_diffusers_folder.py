@@ -181,7 +181,6 @@ def draw_both(pipeline, opened, params, scheduler, sampling, draw=generate_laten
     return theirs, run(params, noise, tokenize(opened.tokenizer, CAPTIONS), *arguments)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scheduler", "rescale"), [("sd1", 0.0), ("sd2_trailing", 0.7)])
 def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, opened, params, scheduler, rescale):
     sampling = Sampling(num_steps=20, guidance_scale=7.5, guidance_rescale=rescale)
@@ -191,7 +190,6 @@ def test_twenty_steps_draw_what_diffusers_pipeline_draws(pipeline, opened, param
     assert np.abs(strength).max() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "draw"), [("sd1", generate), ("sd1", generate_latents), ("sd2_trailing", generate)]
 )
