@@ -1,6 +1,5 @@
 """A run from its config to its results: begin or resume, train, draw and score."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

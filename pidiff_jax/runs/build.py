@@ -1,0 +1,97 @@
+"""From the config of a run to what it is made of: its world, its experiment, and how it is looked at."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pidiff_jax.diffusion.samplers import ddim_timesteps
+from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Exam
+from pidiff_jax.evaluation.protocol import Protocol
+from pidiff_jax.evaluation.subjects import HeldOut
+from pidiff_jax.sampling.components import Components
+from pidiff_jax.sampling.generate import Sampling
+from pidiff_jax.train.build import build_identity
+from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.worlds import World
+
+IDENTITY = "identity"
+
+
+def build_experiment(config: Any, world: World) -> Experiment:
+    """The experiment of the config's task; loads no weights and opens no data.
+
+    Raises:
+        ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
+    """
+    if config.task == IDENTITY:
+        world.check()
+        return build_identity(config, world.base_model(), world.wplus_size, world.sources)
+    trainings = world.trainings()
+    if config.task not in trainings:
+        raise ValueError(
+            f"expected config.task of {sorted([IDENTITY, *trainings])}, got {config.task!r}; correct the config"
+        )
+    return trainings[config.task](config)
+
+
+def evaluation_settings(config: Any, world: World, components: Components, split: str = "test") -> EvaluationSettings:
+    """How the config's model is drawn and scored; whatever can't be done is refused now, not at a run's end.
+
+    split: whose people and prompts are scored, "test" or "validation", where the world has judges.
+
+    Raises:
+        ValueError: the config's sampling or evaluation can't be done; names the key.
+    """
+    sampling = checked_sampling(config.sampling, components)
+    with _about("config.sampling.identity_scale"):
+        protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
+    held_out = world.held_out(split)
+    if held_out is None:
+        _check_previews(config.evaluation)
+        return EvaluationSettings(sampling, protocol)
+    return EvaluationSettings(sampling, protocol, checked_exam(config.evaluation, protocol, held_out, split))
+
+
+def checked_sampling(sampling: Any, components: Components) -> Sampling:
+    """How pictures are drawn, once it is certain that they can be."""
+    c = components
+    with _about("config.sampling.num_steps"):
+        ddim_timesteps(
+            c.schedule.num_steps, sampling.num_steps, spacing=c.timestep_spacing, steps_offset=c.steps_offset
+        )
+    if not math.isfinite(sampling.guidance_scale):
+        raise ValueError(
+            f"config.sampling.guidance_scale: expected a finite number, got {sampling.guidance_scale}; 1 to 10 are usual"
+        )
+    return Sampling(sampling.num_steps, sampling.guidance_scale)
+
+
+def checked_exam(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: str) -> Exam:
+    """Whom the judges see, once it is certain that there are so many."""
+    with _about("config.evaluation.num_people"):
+        held_out.check_people(evaluation.num_people)
+    with _about("config.evaluation.num_prompts"):
+        prompts = held_out.prompts(evaluation.num_prompts)
+        if evaluation.num_prompts < protocol.num_grid_prompts:
+            raise ValueError(
+                f"expected at least {protocol.num_grid_prompts}, which samples.png shows, got {evaluation.num_prompts}; "
+                "ask for more"
+            )
+    return Exam(split, held_out, evaluation.num_people, prompts)
+
+
+def _check_previews(evaluation: Any) -> None:
+    if evaluation.num_preview_people < 1:
+        raise ValueError(
+            f"config.evaluation.num_preview_people: expected at least 1, got {evaluation.num_preview_people}; correct it"
+        )
+
+
+@contextlib.contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Puts the config key that is being checked before an error's text."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,0 +1,198 @@
+"""A run opened again: its config, components and parameters at a checkpoint, to be drawn from, scored or exported."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from pidiff_jax.checkpoint.parameters import load_parameters
+from pidiff_jax.convert.clip_tokenizer import tokenize
+from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
+from pidiff_jax.evaluation.identity import draw_noise
+from pidiff_jax.optim.rules import assign_groups, describe_parameters, merge, split
+from pidiff_jax.paths import flatten, listing
+from pidiff_jax.runs.build import IDENTITY, build_experiment, checked_sampling
+from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG
+from pidiff_jax.runs.history import Report, read_history, seconds_spent
+from pidiff_jax.sampling.compiled import CompiledSampler
+from pidiff_jax.sampling.components import Components
+from pidiff_jax.sharding.mesh import make_mesh
+from pidiff_jax.sharding.rules import infer_shardings, place, replicated
+from pidiff_jax.worlds import World, open_world
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run of an identity adapter as it stood after a step.
+
+    components: the model, with its identity branch.
+    params: the whole tree, {"unet", "text_encoder", "mapper", "vae"}, the trained part averaged, on the mesh.
+    reports: the run's history.
+    parameter_table: what was trained, in words.
+    facts: `num_steps`, `seconds_training`, `versions` and the base's `fingerprints`.
+    """
+
+    folder: Path
+    config: ConfigDict
+    world: World
+    components: Components
+    params: Mapping[str, Any]
+    mesh: Mesh
+    reports: Sequence[Report]
+    parameter_table: str
+    facts: Mapping[str, Any]
+
+    def draw(
+        self,
+        wplus: Float[np.ndarray, "n l d"],
+        texts: Sequence[str],
+        *,
+        seed: int = 0,
+        identity_scale: float | None = None,
+    ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n _h _w"]]:
+        """Draws one picture for each pair of a W+ code and a text, as `config.sampling` says.
+
+        The first call for a number of pictures compiles.
+
+        Args:
+            wplus: identity codes; one code serves all texts.
+            texts: prompts; one prompt serves all codes.
+            seed: of the noise; the i-th picture of a seed always begins with the same.
+            identity_scale: strength of the identity; 0 draws what the base draws, None takes the config's.
+
+        Returns:
+            Pixels in [0, 1], and where the identity attended (see `sampling.generate`).
+
+        Raises:
+            ValueError: numbers of codes and texts that make no pairs.
+        """
+        count = max(len(wplus), len(texts))
+        if {len(wplus), len(texts)} - {1, count}:
+            raise ValueError(
+                f"expected as many texts as W+ codes, or one of either, got {len(texts)} and {len(wplus)}; pair them"
+            )
+        scale = self.config.sampling.identity_scale if identity_scale is None else identity_scale
+        text_ids = np.broadcast_to(ids := tokenize(self.components.tokenizer, texts), (count, ids.shape[1]))
+        noise = draw_noise(seed, np.stack([np.arange(count)] + 2 * [np.zeros(count)], -1), self.components.noise_shape)
+        generate = self._sampler.with_parameters(self.params)
+        codes = np.broadcast_to(wplus, (count, *wplus.shape[1:]))
+        pixels, attention = generate(codes, text_ids, noise, float(scale))
+        return np.asarray(pixels), np.asarray(attention)
+
+    @cached_property
+    def _sampler(self) -> CompiledSampler:
+        sampling = checked_sampling(self.config.sampling, self.components)
+        return CompiledSampler(self.components, sampling, self.mesh)
+
+    def evaluator(self, settings: EvaluationSettings) -> Evaluator:
+        """What draws and scores this run."""
+        preview_people = partial(self.world.preview_people, self.components, self.params)
+        return Evaluator(self.components, {}, self.mesh, settings, preview_people)
+
+
+def open_run(
+    workdir: Path | str,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> SavedRun:
+    """Opens a run of an identity adapter; loads its base, but no training data.
+
+    Args:
+        workdir: its folder.
+        step: of the checkpoint; None takes the newest.
+        mesh: to lie on, whatever the run was trained on; None takes all devices that are here.
+        overrides: dotted config key -> value, such as {"base.path": "where the base is now"}.
+
+    Example:
+        >>> run = open_run("runs/quickstart")
+        >>> people = run.world.held_out("test").people(4)
+        >>> pixels, _ = run.draw(people.wplus, ["a person in a red shirt before a blue striped wall"], seed=1)
+
+    Raises:
+        FileNotFoundError: there is no run, or its base is no longer where it was.
+        ValueError: no such checkpoint, or one of other parameters or another base model than the config's.
+    """
+    workdir, mesh = Path(workdir), make_mesh() if mesh is None else mesh
+    config = read_config(workdir)
+    config.update_from_flattened_dict(dict(overrides or {}))
+    world = open_world(config)
+    experiment = build_experiment(config, world)
+    shapes = nn.meta.unbox(experiment.shapes)
+    groups = assign_groups(experiment.rules, shapes)
+    stored, metadata = load_parameters(workdir / CHECKPOINTS, step=step)
+    _check_parameters(stored, split(shapes, groups)[0])
+    weights = experiment.load()
+    _check_base(workdir, metadata["frozen"], weights.fingerprints)
+    trainable_at, frozen_at = split(infer_shardings(experiment.shapes, mesh), groups)
+    frozen = place(split(weights.params, groups)[1], frozen_at, experiment.frozen_dtype)
+    params = merge(place(stored, trainable_at), frozen)
+    extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
+    reports, last = read_history(workdir), metadata["step"]
+    return SavedRun(
+        folder=workdir,
+        config=config,
+        world=world,
+        components=experiment.components,
+        params={**params, **extra},
+        mesh=mesh,
+        reports=reports,
+        parameter_table=describe_parameters(groups, shapes),
+        facts=run_facts(last, seconds_spent(reports, last), weights.fingerprints),
+    )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that an identity run was started with.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: its config can't be read, or it trained something else.
+    """
+    stored = workdir / CONFIG
+    if not stored.is_file():
+        raise FileNotFoundError(f"expected the folder of a run, with config.json, at {workdir}, found none; correct it")
+    try:
+        config = ConfigDict(json.loads(stored.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"expected the config of a run in {stored}, got no JSON ({error}); restore it") from error
+    if config.get("task") != IDENTITY:
+        raise ValueError(
+            f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"
+        )
+    if "world" not in config:
+        raise ValueError(f"expected a run of this version at {workdir}, got one of an earlier version; train it again")
+    return config
+
+
+def run_facts(step: int, seconds: float, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What is written down with results: length and time of the training, versions, content hashes of the base."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {
+        "num_steps": step, "seconds_training": seconds, "versions": versions, "fingerprints": dict(fingerprints)
+    }  # fmt: skip
+
+
+def _check_parameters(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if different := sorted(flatten(stored).keys() ^ flatten(expected).keys()):
+        raise ValueError(f"expected the parameters that the config trains, got differences at {listing(different)}")
+
+
+def _check_base(workdir: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:
+    if dict(trained_on) != dict(found):
+        raise ValueError(
+            f"expected the base model that {workdir} was trained on ({trained_on}), got {dict(found)}; point to the right "
+            "one (--base_path of launch.evaluate)"
+        )
