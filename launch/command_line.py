@@ -34,6 +34,7 @@ class ConfigFlag:
             None,
             "FILE.py[:PART], the experiment, for example experiments/quickstart.py. --config.KEY=VALUE changes a key of it, "
             "for example --config.batch_size=16 or --config.mesh.fsdp=8.",
+            required=True,
         )
 
     @property
@@ -56,9 +57,7 @@ class ConfigFlag:
 
 def define_config() -> ConfigFlag:
     """Defines --config and --config.KEY=VALUE; give the result to `start`."""
-    flag = ConfigFlag()
-    flags.mark_flag_as_required("config")
-    return flag
+    return ConfigFlag()
 
 
 def start(main: Callable[[], None], *, after_interrupt: str, config: ConfigFlag | None = None) -> None:

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from launch import command_line
 from launch.experiment_file import config_items
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to score.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; it must not hold any yet.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to score.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; it must not hold any yet.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
 SPLIT = flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score; test by default.")
 # Key of the config -> the flag that overrides it; all are as in the config by default.
@@ -28,7 +28,6 @@ OVERRIDES = {
     "base.path": flags.DEFINE_string("base_path", None, "Where the base model's folder is now, if it has moved."),
     "data.path": flags.DEFINE_string("data_path", None, "Where the folder of records is now, if it has moved."),
 }
-flags.mark_flags_as_required(["workdir", "output"])
 
 
 def main() -> None:

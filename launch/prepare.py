@@ -9,16 +9,19 @@ from absl import flags
 
 from launch import command_line
 
-PHOTOGRAPHS = flags.DEFINE_string("photographs", None, "Folder with photographs.jsonl and the files that it names.")
+PHOTOGRAPHS = flags.DEFINE_string(
+    "photographs", None, "Folder with photographs.jsonl and the files that it names.", required=True
+)
 BASE = flags.DEFINE_string(
-    "base", None, "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used."
+    "base", None, "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used.", required=True
 )
 VARIANT = flags.DEFINE_string("variant", None, "Of the VAE's weight files, such as fp16; the plain files by default.")
-E4E = flags.DEFINE_string("e4e", None, "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the records; it must not exist yet.")
+E4E = flags.DEFINE_string(
+    "e4e", None, "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.", required=True
+)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the records; it must not exist yet.", required=True)
 SIZE = flags.DEFINE_integer("size_px", 512, "Side of the pictures that the model is trained on.", lower_bound=8)
 VALIDATION = flags.DEFINE_float("validation_fraction", 0.02, "Share of the people kept for validation.", 0.0, 1.0)
-flags.mark_flags_as_required(["photographs", "base", "e4e", "output"])
 
 
 def main() -> None:

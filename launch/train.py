@@ -11,8 +11,7 @@ from absl import flags
 from launch import STARTED, command_line
 
 CONFIG = command_line.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.")
-flags.mark_flag_as_required("workdir")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.", required=True)
 
 
 def main() -> None:
