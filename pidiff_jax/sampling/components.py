@@ -34,7 +34,7 @@ class Components:
     prediction_type: str
     null_text_ids: tuple[int, ...]
     latent_size: tuple[int, int]
-    tokenizer: CLIPTokenizer | None = None
+    tokenizer: CLIPTokenizer
     timestep_spacing: Spacing = "trailing"
     steps_offset: int = 0
     set_alpha_to_one: bool = True
@@ -43,6 +43,17 @@ class Components:
     def noise_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the initial noise."""
         return (*self.latent_size, self.unet.spec.in_channels)
+
+    @property
+    def identity_mapper(self) -> IdentityMapper:
+        """The mapper of a model with identity.
+
+        Raises:
+            ValueError: it is one without.
+        """
+        if self.mapper is None:
+            raise ValueError("expected a model with an identity branch, got one without; see Components.with_identity")
+        return self.mapper
 
     def with_identity(self, attention: IdentityAttentionSpec, mapper: MapperSpec) -> "Components":
         """The same model with an identity branch in the UNet, and the mapper that feeds it."""

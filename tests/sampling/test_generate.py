@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from pidiff_jax.convert.clip_tokenizer import word_tokenizer
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
@@ -32,7 +33,7 @@ def tiny_pipeline():
     unet = UNet(tiny_spec())
     components = Components(
         unet, ClipConditioner(text), vae, mapper, NoiseSchedule.scaled_linear(), "eps", null_text_ids=(0,) * 5,
-        latent_size=(HEIGHT, WIDTH),
+        latent_size=(HEIGHT, WIDTH), tokenizer=word_tokenizer(["face"], max_length=5),
     )  # fmt: skip
     shapes = {
         "unet": unet_shapes(unet), "text_encoder": text_encoder_shapes(text), "vae": vae_shapes(vae),
