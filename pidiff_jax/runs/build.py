@@ -12,7 +12,7 @@ from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling
 from pidiff_jax.train.build import build_identity
-from pidiff_jax.train.experiment import Experiment
+from pidiff_jax.train.experiment import Experiment, IdentityExperiment
 from pidiff_jax.worlds import World
 
 IDENTITY = "identity"
@@ -25,14 +25,19 @@ def build_experiment(config: Any, world: World) -> Experiment:
         ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
     """
     if config.task == IDENTITY:
-        world.check()
-        return build_identity(config, world.base_model(), world.wplus_size, world.sources)
+        return build_adapter(config, world)
     trainings = world.trainings()
     if config.task not in trainings:
         raise ValueError(
             f"expected config.task of {sorted([IDENTITY, *trainings])}, got {config.task!r}; correct the config"
         )
     return trainings[config.task](config)
+
+
+def build_adapter(config: Any, world: World) -> IdentityExperiment:
+    """`build_experiment` where the task is an identity adapter."""
+    world.check()
+    return build_identity(config, world.base_model(), world.wplus_size, world.sources)
 
 
 def evaluation_settings(config: Any, world: World, components: Components, split: str = "test") -> EvaluationSettings:

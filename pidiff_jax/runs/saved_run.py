@@ -22,7 +22,7 @@ from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
 from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.optim.rules import assign_groups, describe_parameters, merge, split
 from pidiff_jax.paths import flatten, listing
-from pidiff_jax.runs.build import IDENTITY, build_experiment, checked_sampling
+from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG
 from pidiff_jax.runs.history import Report, read_history, seconds_spent
 from pidiff_jax.sampling.compiled import CompiledSampler
@@ -128,7 +128,7 @@ def open_run(
     config = read_config(workdir)
     config.update_from_flattened_dict(dict(overrides or {}))
     world = open_world(config)
-    experiment = build_experiment(config, world)
+    experiment = build_adapter(config, world)
     shapes = nn.meta.unbox(experiment.shapes)
     groups = assign_groups(experiment.rules, shapes)
     stored, metadata = load_parameters(workdir / CHECKPOINTS, step=step)

@@ -18,10 +18,11 @@ from pidiff_jax.runs.folder import CHECKPOINTS, COMPLETE, EVENTS, Workdir
 from pidiff_jax.runs.history import HistoryHook
 from pidiff_jax.runs.results import write_results
 from pidiff_jax.runs.saved_run import SavedRun, run_facts
+from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import place, replicated
 from pidiff_jax.train.build import loop_settings
-from pidiff_jax.train.experiment import Experiment, Weights
+from pidiff_jax.train.experiment import Experiment, IdentityExperiment, Weights
 from pidiff_jax.train.hooks import CheckpointHook, PreviewHook, ProfileHook, ValidationHook
 from pidiff_jax.train.loop import Hook, TrainingRun, train
 from pidiff_jax.train.plan import make_plan
@@ -29,15 +30,29 @@ from pidiff_jax.worlds import World, open_world
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What a task that draws has beside its training: a model in its world, and how it is drawn and scored."""
+
+    world: World
+    components: Components
+    settings: EvaluationSettings
+
+    def evaluator(self, weights: Weights, mesh: Mesh) -> Evaluator:
+        """What draws and scores; the weights that only drawing needs are placed on the mesh."""
+        extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
+        preview_people = partial(self.world.preview_people, self.components, extra)
+        return Evaluator(self.components, extra, mesh, self.settings, preview_people)
+
+
+@dataclass(frozen=True)
 class Ingredients:
     """What a config asks for, before anything is loaded.
 
-    world, evaluation: None where the task draws nothing.
+    drawing: None where the task draws nothing.
     """
 
     experiment: Experiment
-    world: World | None = None
-    evaluation: EvaluationSettings | None = None
+    drawing: Drawing | None = None
 
 
 def gather(config: Any) -> Ingredients:
@@ -48,10 +63,10 @@ def gather(config: Any) -> Ingredients:
     """
     world = open_world(config)
     experiment = build_experiment(config, world)
-    components = experiment.components
-    if components is None:
+    if not isinstance(experiment, IdentityExperiment):
         return Ingredients(experiment)
-    return Ingredients(experiment, world, evaluation_settings(config, world, components))
+    settings = evaluation_settings(config, world, experiment.components)
+    return Ingredients(experiment, Drawing(world, experiment.components, settings))
 
 
 def train_run(
@@ -73,18 +88,19 @@ def train_run(
     plan = make_plan(found.experiment, settings, mesh)
     weights = found.experiment.load()
     run = TrainingRun(plan, weights)
-    evaluator = _evaluator(found, weights, mesh)
+    drawing = found.drawing
+    evaluator = None if drawing is None else drawing.evaluator(weights, mesh)
     del weights  # the host's copy of a large base is not kept beside the placed one
     folder.claim()  # only now: what can't be built leaves no folder
     try:
         history = _train(run, folder, started, evaluator)
         facts = run_facts(run.step, history.seconds(), run.fingerprints)
-        if evaluator is not None:
+        if drawing is not None and evaluator is not None:
             saved = SavedRun(
                 folder=workdir,
                 config=config,
-                world=found.world,
-                components=evaluator.components,
+                world=drawing.world,
+                components=drawing.components,
                 params=evaluator.complete(run.params),
                 mesh=mesh,
                 reports=history.reports(),
@@ -98,15 +114,6 @@ def train_run(
             _finish(run, folder, facts, history)
     finally:
         folder.release()
-
-
-def _evaluator(found: Ingredients, weights: Weights, mesh: Mesh) -> Evaluator | None:
-    components = found.experiment.components
-    if components is None or found.world is None or found.evaluation is None:
-        return None
-    extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
-    preview_people = partial(found.world.preview_people, components, extra)
-    return Evaluator(components, extra, mesh, found.evaluation, preview_people)
 
 
 def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluator | None) -> HistoryHook:
@@ -128,7 +135,8 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
     # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is saved.
     hooks: list[Hook] = [_tell_first_step(started), history, CheckpointHook(manager)]
     if settings.profile_steps is not None:
-        profiler = ProfileHook(*settings.profile_steps, folder.path / EVENTS)
+        first_step, last_step = settings.profile_steps
+        profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
         profiler.start_if_due(run.step + 1)
         hooks.insert(0, profiler)
     hooks.append(ValidationHook(run, history.write))

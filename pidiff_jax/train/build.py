@@ -20,7 +20,7 @@ from pidiff_jax.optim.groups import GroupSpec
 from pidiff_jax.optim.rules import ParameterRule
 from pidiff_jax.paths import flatten, unflatten
 from pidiff_jax.sampling.components import BaseModel, Components
-from pidiff_jax.train.experiment import Experiment, Sources, Weights
+from pidiff_jax.train.experiment import IdentityExperiment, Sources, Weights
 from pidiff_jax.train.identity_task import Dropout, IdentityTask
 from pidiff_jax.train.settings import LoopSettings
 
@@ -29,7 +29,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 def build_identity(
     config: Any, base: BaseModel, wplus_size: tuple[int, int], make_sources: Callable[[RecordSpec], Sources]
-) -> Experiment:
+) -> IdentityExperiment:
     """The adapter on its base: every parameter of the base is loaded, those of the identity branch are new.
 
     Args:
@@ -46,11 +46,11 @@ def build_identity(
     shapes = {
         "unet": unet_shapes(components.unet),
         "text_encoder": nn.meta.unbox(text_encoder_shapes(components.conditioner.text_encoder)),
-        "mapper": mapper_shapes(components.mapper),
+        "mapper": mapper_shapes(components.identity_mapper),
     }
     record = _record_spec(components)
     seed, value_scale = config.seed, config.identity.value_scale
-    return Experiment(
+    return IdentityExperiment(
         name="identity",
         shapes=shapes,
         load=lambda: _load(base, components, shapes, seed, value_scale),
@@ -126,7 +126,7 @@ def _task(config: Any, components: Components) -> IdentityTask:
     return IdentityTask(
         components.unet,
         components.conditioner,
-        components.mapper,
+        components.identity_mapper,
         components.schedule,
         components.prediction_type,
         components.vae.spec.scaling_factor,
@@ -141,7 +141,7 @@ def _task(config: Any, components: Components) -> IdentityTask:
 
 def _record_spec(components: Components) -> RecordSpec:
     height, width = components.latent_size
-    mapper = components.mapper.spec
+    mapper = components.identity_mapper.spec
     num_tokens = len(components.null_text_ids)
     return RecordSpec(
         h=height, w=width, c=components.vae.spec.latent_channels, l=mapper.num_layers, d=mapper.wplus_dim, m=num_tokens
@@ -151,12 +151,12 @@ def _record_spec(components: Components) -> RecordSpec:
 def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], seed: int, value_scale: float) -> Weights:
     """Loads the base and makes the identity branch and the mapper."""
     loaded = base.load()
-    wplus = jnp.zeros((1, components.mapper.spec.num_layers, components.mapper.spec.wplus_dim))
-    mapper = jax.jit(components.mapper.init)(jax.random.key(seed), wplus)["params"]
+    mapper = components.identity_mapper
+    wplus = jnp.zeros((1, mapper.spec.num_layers, mapper.spec.wplus_dim))
     params = {
         "unet": _grow_identity(shapes["unet"], loaded["unet"], value_scale),
         "text_encoder": loaded["text_encoder"],
-        "mapper": nn.meta.unbox(mapper),
+        "mapper": nn.meta.unbox(jax.jit(mapper.init)(jax.random.key(seed), wplus)["params"]),
     }
     fingerprints = {name: fingerprint(loaded[name]) for name in ("unet", "text_encoder")}
     return Weights(params, extra={"vae": loaded["vae"]}, fingerprints=fingerprints)

@@ -46,7 +46,6 @@ class Experiment:
     losses: `(params, batch, key, train) -> (name -> (b,), metrics)`.
     loss_weights: name -> weight of the losses that are summed.
     record: shape and dtype of a record's fields, as the model was made for; data of other latent sizes may come.
-    components: what drawing needs beside the parameters; None where the task draws nothing.
     frozen_dtype: what frozen parameters are kept in; None keeps theirs.
     write_results: `(folder, params, card)` writes what a finished run is for beside its checkpoints, unless it is there;
         None writes nothing.
@@ -61,6 +60,15 @@ class Experiment:
     groups: Mapping[str, GroupSpec]
     sources: Sources
     record: Mapping[str, jax.ShapeDtypeStruct]
-    components: Components | None = None
     frozen_dtype: DTypeLike | None = None
     write_results: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityExperiment(Experiment):
+    """The training of an identity adapter, whose model draws.
+
+    components: the model with its identity branch: what drawing needs beside the parameters.
+    """
+
+    components: Components
