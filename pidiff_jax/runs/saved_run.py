@@ -55,7 +55,7 @@ class SavedRun:
 
     def draw(
         self,
-        wplus: Float[np.ndarray, "n l d"],
+        wplus: Float[np.ndarray, "codes l d"],
         texts: Sequence[str],
         *,
         seed: int = 0,
@@ -84,7 +84,7 @@ class SavedRun:
             )
         scale = self.config.sampling.identity_scale if identity_scale is None else identity_scale
         text_ids = np.broadcast_to(ids := tokenize(self.components.tokenizer, texts), (count, ids.shape[1]))
-        noise = draw_noise(seed, np.stack([np.arange(count)] + 2 * [np.zeros(count)], -1), self.components.noise_shape)
+        noise = draw_noise(seed, np.array([(index, 0, 0) for index in range(count)]), self.components.noise_shape)
         generate = self._sampler.with_parameters(self.params)
         codes = np.broadcast_to(wplus, (count, *wplus.shape[1:]))
         pixels, attention = generate(codes, text_ids, noise, float(scale))
