@@ -1,7 +1,7 @@
 """Small things that everybody does to arrays: bytes to pixels, batches of one compiled shape, resizing by area."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,19 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
 
 
+@overload
+def signed_pixels(pixels: UInt8[Array, "*b"]) -> Float[Array, "*b"]: ...
+@overload
+def signed_pixels(pixels: UInt8[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]: ...
 def signed_pixels(pixels: UInt8[Array, "*b"] | UInt8[np.ndarray, "*b"]) -> Float[Array, "*b"] | Float[np.ndarray, "*b"]:
     """Bytes to float32 in [-1, 1], what the networks read; JAX or numpy arrays, as they come."""
     return pixels.astype(np.float32) / 127.5 - 1.0
+
+
+def add_up(arrays: Iterable[Shaped[Array, "..."]]) -> Shaped[Array, "..."]:
+    """The sum of one or more arrays, as Python's `sum` makes it: from 0 on, each added as soon as it is there."""
+    others = iter(arrays)
+    return sum(others, start=0 + next(others))
 
 
 def fill_up(array: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray, "{size} ..."]:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pidiff_jax.arrays import add_up
 from pidiff_jax.kernels.convolution import conv2d
 from pidiff_jax.models.e4e import EqualLinear
 
@@ -200,5 +201,5 @@ def filter_fir(x: Float[Array, "b h w c"], padding: tuple[int, int]) -> Float[Ar
         padded = jnp.pad(x, pads)
         size = padded.shape[axis] - len(taps) + 1
         parts = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) * tap for i, tap in enumerate(taps))
-        x = sum(parts)
+        x = add_up(parts)
     return x

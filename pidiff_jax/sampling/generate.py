@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pidiff_jax.arrays import add_up
 from pidiff_jax.diffusion.guidance import classifier_free, rescale_guidance
 from pidiff_jax.diffusion.samplers import ddim_sample, ddim_timesteps
 from pidiff_jax.models.unet import expand_scale
@@ -70,13 +71,13 @@ def generate_latents(
         ValueError: shapes that don't fit the specs or each other.
     """
     c = components
-    size = len(noise)
+    size, height, width, _ = noise.shape
     null_ids = jnp.broadcast_to(jnp.asarray(c.null_text_ids, text_ids.dtype), text_ids.shape)
     text = c.conditioner(params, jnp.concatenate([null_ids, text_ids]))
     tokens, scale = None, None
     if wplus is not None:
         codes = jnp.concatenate([jnp.zeros_like(wplus), wplus])
-        tokens = c.mapper.apply({"params": params["mapper"]}, codes)
+        tokens = c.identity_mapper.apply({"params": params["mapper"]}, codes)
         scale = expand_scale(identity_scale, noise.shape, tokens.shape)
         if len(scale) > 1:  # one per sample: both halves of guidance have it
             scale = jnp.concatenate([scale, scale])
@@ -86,10 +87,10 @@ def generate_latents(
         times = jnp.full((2 * size,), timestep)
         args = ({"params": params["unet"]}, doubled, times, text)
         if tokens is None:
-            output, heat = c.unet.apply(*args), jnp.zeros(noise.shape[:3])
+            output, heat = c.unet.apply(*args), jnp.zeros((size, height, width))
         else:
             output, maps = c.unet.apply(*args, tokens, scale, return_attention=True)
-            heat = merge_attention({path: m[size:] for path, m in maps.items()}, noise.shape[1:3])
+            heat = merge_attention({path: m[size:] for path, m in maps.items()}, (height, width))
         unconditional, conditional = jnp.split(output, 2)
         guided = classifier_free(unconditional, conditional, sampling.guidance_scale)
         if sampling.guidance_rescale:
@@ -107,8 +108,9 @@ def generate_latents(
 
 def merge_attention(maps: dict[str, Float[Array, "b h w t"]], size: tuple[int, int]) -> Float[Array, "b h w"]:
     """One map from all layers: tokens summed, resized to `size`, each layer's sum made 1, layers averaged."""
-    total = 0.0
-    for layer in maps.values():
+
+    def merged(layer: Float[Array, "b h w t"]) -> Float[Array, "b _h _w"]:
         strength = jax.image.resize(layer.sum(-1), (len(layer), *size), "nearest")
-        total += strength / (strength.sum((1, 2), keepdims=True) + 1e-9)
-    return total / len(maps)
+        return strength / (strength.sum((1, 2), keepdims=True) + 1e-9)
+
+    return add_up(map(merged, maps.values())) / len(maps)
