@@ -87,8 +87,8 @@ def evaluate_identity(
         "identity_similarity/change": _change(values["identity_similarity"]),
         "prompt_accuracy/change": _change(values["prompt_accuracy"]),
     }
-    for column, name in enumerate(prompts.attribute_names):
-        details |= _by_state(f"prompt_accuracy/{name}", accuracy.map(lambda a, column=column: a[:, column]))
+    for name, on, off in zip(prompts.attribute_names, accuracy.on.T, accuracy.off.T, strict=True):
+        details |= _by_state(f"prompt_accuracy/{name}", OnOff(on, off))
     details["identity_similarity/photographs"] = scores.identity_similarity(references, gallery)
     diversity = drawn.map(lambda d: scores.embedding_diversity(d.embeddings[jobs.diversity]))
     details |= _by_state("embedding_diversity", diversity)

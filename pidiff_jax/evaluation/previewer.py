@@ -40,7 +40,8 @@ class Previewer:
         if self.base is None:
             self.base = np.asarray(draw(p.wplus, p.text_ids, self.noise, 0.0)[0])
         pixels = OnOff(on, self.base)
-        similarity, values = OnOff(None, None), {}
+        similarity: OnOff[np.ndarray] | None = None
+        values: dict[str, float] = {}
         if self.judges is not None:
             similarity, values = self._score(self.judges, pixels, attention)
         n = self.num_shown
@@ -50,17 +51,22 @@ class Previewer:
             with_identity=pixels.on[:n, None],
             without_identity=pixels.off[:n, None],
             attention=attention[:n, None],
-            similarity_with=None if similarity.on is None else similarity.on[:n, None],
-            similarity_without=None if similarity.off is None else similarity.off[:n, None],
+            similarity_with=None if similarity is None else similarity.on[:n, None],
+            similarity_without=None if similarity is None else similarity.off[:n, None],
         )
         return {"samples": draw_samples(grid)}, values
 
-    def _score(self, judges: Judges, pixels: OnOff, attention: np.ndarray) -> tuple[OnOff, dict[str, float]]:
-        own = np.asarray(judges.recogniser(self.people.gallery))
+    def _score(
+        self, judges: Judges, pixels: OnOff[np.ndarray], attention: np.ndarray
+    ) -> tuple[OnOff[np.ndarray], dict[str, float]]:
+        gallery, attributes = self.people.gallery, self.people.attributes
+        if gallery is None or attributes is None:
+            raise ValueError("expected people with a gallery and attributes for the judges, got none; add them")
+        own = np.asarray(judges.recogniser(gallery))
         similarity = pixels.map(lambda x: scores.identity_similarity(np.asarray(judges.recogniser(x)), own))
         values = {
             "identity_similarity": similarity.on,
-            "prompt_accuracy": scores.prompt_accuracy(np.asarray(judges.scene(pixels.on)), self.people.attributes),
+            "prompt_accuracy": scores.prompt_accuracy(np.asarray(judges.scene(pixels.on)), attributes),
             "attention_in_face": scores.attention_in_face(attention, np.asarray(judges.face_mask(pixels.on))),
         }
         return similarity, {f"validation/{name}": float(value.mean()) for name, value in values.items()}

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 Point = tuple[float | int, float | int]
 
-# Text stays text (small, searchable), and equal numbers make equal files.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "pidiff"}
 _INK, _FAINT, _GRID = "#181c24", "#5a6270", "#e2e5ea"
 
 
@@ -38,7 +36,8 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], x_label: str =
     axes.spines[:].set_visible(False)
     axes.legend(fontsize=8, frameon=False, labelcolor=_FAINT)
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    # Text stays text (small, searchable), and equal numbers make equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pidiff"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]  # without the XML prologue, which HTML doesn't have

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
 _MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
 _TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
@@ -62,8 +64,8 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
 def _captions(grid: SamplesGrid, row: int) -> list[str]:
     captions = []
     for similarity in (grid.similarity_with, grid.similarity_without):
-        judged = similarity is not None
-        captions += [f"similarity {similarity[row, q]:.2f}" if judged else "" for q in range(len(grid.prompts))]
+        for q in range(len(grid.prompts)):
+            captions.append("" if similarity is None else f"similarity {similarity[row, q]:.2f}")
     return captions
 
 
@@ -132,7 +134,7 @@ def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
     return picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS if larger else Image.Resampling.BICUBIC)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -143,5 +145,5 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)
