@@ -102,7 +102,7 @@ class ScheduleSettings:
     beta_schedule: str
     prediction_type: str
     rescale_betas_zero_snr: bool
-    timestep_spacing: str
+    timestep_spacing: Spacing
     set_alpha_to_one: bool
     steps_offset: int = 1
 

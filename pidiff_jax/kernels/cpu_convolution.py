@@ -89,7 +89,7 @@ def _filter_block(x: Float[Array, "b h w c"], kernel: Array, turned: bool) -> Ar
     taps = [[kernel[2 - i, 2 - j] if turned else kernel[i, j] for j in range(3)] for i in range(3)]
     contracted = (((1,), (1 if turned else 0,)), ((), ()))
 
-    pixels = [[0.0, 0.0], [0.0, 0.0]]
+    sums: dict[tuple[int, int], Array] = {}  # of products, for the four pixels of each tile
     done = _zero_after(x[0, rows, columns, 0])  # the middle: the rim may be padding, which is constant
     for u in range(4):
         products = []
@@ -102,8 +102,9 @@ def _filter_block(x: Float[Array, "b h w c"], kernel: Array, turned: bool) -> Ar
             done = _zero_after(products[-1][0, 0])
         for i, j in itertools.product(range(2), range(2)):
             if _PRODUCTS[i, u]:
-                pixels[i][j] += float(_PRODUCTS[i, u]) * _combine(np.ones(1), _PRODUCTS[j], [products])
-    pixels = [[each.reshape(batch, rows, columns, -1) for each in row] for row in pixels]
+                term = float(_PRODUCTS[i, u]) * _combine(np.ones(1), _PRODUCTS[j], [products])
+                sums[i, j] = sums.get((i, j), 0.0) + term
+    pixels = [[sums[i, j].reshape(batch, rows, columns, -1) for j in range(2)] for i in range(2)]
     return jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2).reshape(batch, 2 * rows, 2 * columns, -1)
 
 
@@ -115,14 +116,15 @@ def _zero_after(value: Float[Array, ""]) -> Float[Array, ""]:
 
 def _combine(rows: np.ndarray, columns: np.ndarray, grid: list[list[Array]]) -> Array:
     """Sum over i and j of rows[i] * columns[j] * grid[i][j], without the products by 0, 1 and -1."""
-    total = None
-    for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        factor = float(rows[i] * columns[j])
-        if factor == 0:
-            continue
-        term = grid[i][j] if abs(factor) == 1 else abs(factor) * grid[i][j]
-        if total is None:
-            total = term if factor > 0 else -term
-        else:
-            total = total + term if factor > 0 else total - term
+
+    def scaled(factor: float, array: Array) -> Array:
+        return array if factor == 1 else factor * array
+
+    factors = np.ndenumerate(np.outer(rows, columns))
+    terms = ((float(factor), grid[i][j]) for (i, j), factor in factors if factor)
+    factor, array = next(terms)
+    total = scaled(abs(factor), array) if factor > 0 else -scaled(abs(factor), array)
+    for factor, array in terms:
+        term = scaled(abs(factor), array)
+        total = total + term if factor > 0 else total - term
     return total

@@ -88,15 +88,16 @@ class CrossAttention(nn.Module):
         q = project(name="to_q")(x)
         k, v = (project(name=f"to_{name}")(text_embeds) for name in "kv")
         out, strength = dot_product_attention(q, k, v, num_heads=self.num_heads), None
-        if self.identity is not None and identity_tokens is None and self.is_initializing():
-            identity_tokens = jnp.zeros((x.shape[0], 1, self.identity.token_dim))
-        if identity_tokens is not None:
-            if self.identity.variant == "decoupled":
+        identity = self.identity
+        if identity is not None and identity_tokens is None and self.is_initializing():
+            identity_tokens = jnp.zeros((x.shape[0], 1, identity.token_dim))
+        if identity is not None and identity_tokens is not None:
+            if identity.variant == "decoupled":
                 query = q
             else:
-                query = project(name="to_q_id")(x if self.identity.variant == "independent" else out)
+                query = project(name="to_q_id")(x if identity.variant == "independent" else out)
             keys, values = (project(name=f"to_{name}_id")(identity_tokens) for name in "kv")
             out, strength = identity_attention(
-                out, query, keys, values, identity_scale, num_heads=self.num_heads, sink=self.identity.sink
+                out, query, keys, values, identity_scale, num_heads=self.num_heads, sink=identity.sink
             )
         return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), strength

@@ -24,7 +24,7 @@ def unet_shapes(unet: UNet) -> Shapes:
     """Parameters of a UNet, with its identity branch where its spec has one."""
     size = 2 ** (len(unet.spec.block_out_channels) - 1)
     latents = jax.ShapeDtypeStruct((1, size, size, unet.spec.in_channels), jnp.float32)
-    text = TextConditioning(jax.ShapeDtypeStruct((1, 1, unet.spec.cross_attention_dim), jnp.float32))
+    text = jax.eval_shape(lambda: TextConditioning(jnp.zeros((1, 1, unet.spec.cross_attention_dim))))
     return parameter_shapes(unet, latents, jax.ShapeDtypeStruct((1,), jnp.float32), text)
 
 

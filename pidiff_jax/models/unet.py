@@ -115,7 +115,7 @@ class UNet(nn.Module):
         self._check_inputs(noisy_latents, text.embeds, identity_tokens)
         scale = (
             None
-            if identity_tokens is None
+            if identity_tokens is None or identity_scale is None
             else expand_scale(identity_scale, noisy_latents.shape, identity_tokens.shape)
         )
         cond = Conditioning(text.embeds, identity_tokens, scale)
@@ -202,15 +202,13 @@ class TimeEmbedding(nn.Module):
 
 
 def expand_scale(
-    scale: Float[Array, "..."] | float | None, latents_shape: tuple[int, ...], tokens_shape: tuple[int, ...]
-) -> Float[Array, "#b #h #w #t"] | None:
-    """Gives an identity scale its four axes; None stays None.
+    scale: Float[Array, "..."] | float, latents_shape: tuple[int, ...], tokens_shape: tuple[int, ...]
+) -> Float[Array, "#b #h #w #t"]:
+    """Gives an identity scale its four axes.
 
     Raises:
         ValueError: it broadcasts neither as (), (b,) nor to (b, h, w, t).
     """
-    if scale is None:
-        return None
     scale = jnp.asarray(scale, jnp.float32)
     full = (latents_shape[0], latents_shape[1], latents_shape[2], tokens_shape[1])
     expanded = scale.reshape(-1, 1, 1, 1) if scale.ndim <= 1 else scale

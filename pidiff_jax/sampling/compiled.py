@@ -42,10 +42,10 @@ class CompiledSampler:
 
         def draw(wplus: np.ndarray, text_ids: np.ndarray, noise: Array, scale: float) -> tuple[Array, Array]:
             # Host arrays are the same in every process; arrays that lie on one device would not fit the mesh.
-            noise = np.asarray(noise)
+            host_noise = np.asarray(noise)
             with jax.set_mesh(self.mesh), nn.logical_axis_rules(DEFAULT_RULES):
                 if scale == 0.0:
-                    return self._draw_off(params, noise, text_ids)
-                return self._draw_on(params, noise, text_ids, wplus, np.float32(scale))
+                    return self._draw_off(params, host_noise, text_ids)
+                return self._draw_on(params, host_noise, text_ids, wplus, np.float32(scale))
 
         return draw

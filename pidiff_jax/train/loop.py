@@ -105,7 +105,8 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
         return
     train_step = run.plan.compile_step(run.train_source[0])  # before the loop, so that a mistake shows at once
     with _progress_bar(settings.num_steps, step) as bar:
-        batch, is_last = _next_batch(run), False
+        batch: dict[str, Any] | None = _next_batch(run)
+        is_last = False
         while not is_last:
             with jax.transfer_guard("disallow"):  # an array that wanders by itself would make every step wait
                 run.state, metrics = train_step(run.state, run.frozen, batch)

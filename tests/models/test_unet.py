@@ -27,8 +27,8 @@ def tiny_cross_attention(variant="decoupled"):
 
     def attend(scale=None, tokens=True):
         size = max(8, *np.shape(scale)[1:3]) if np.ndim(scale) == 4 else 8
-        scale = None if scale is None else jnp.asarray(scale)
-        scale = scale_at(expand_scale(scale, (2, size, size, 4), (2, 3)), 8, 8)
+        if scale is not None:
+            scale = scale_at(expand_scale(jnp.asarray(scale), (2, size, size, 4), (2, 3)), 8, 8)
         identity = (jnp.asarray(arrays["identity_tokens"]), scale)
         module = CrossAttention(2, spec.identity)
         return module.apply({"params": params}, x, jnp.asarray(arrays["text"].embeds), *(identity if tokens else ()))[0]

@@ -44,7 +44,9 @@ def pictures(
     }
 
 
-def picture_source(split: str, num_people: int, per_person: int, views: tuple[str, ...], start: int = 0) -> ArraySource:
+def picture_source(
+    split: str, num_people: int, per_person: int, views: tuple[renderer.View, ...], start: int = 0
+) -> ArraySource:
     """Pictures of several views as one source, with their scenes."""
     parts = [pictures(split, num_people, per_person, view, start=start) for view in views]
     return ArraySource({name: np.concatenate([p[name] for p in parts]) for name in ("pixels", "scene", "person_id")})

@@ -74,7 +74,8 @@ class SceneTask:
         logits = split_logits(
             self.network.apply({"params": params["scenes"]}, pixels, method="logits"), self.num_classes
         )
-        loss, correct = 0.0, []
+        loss: Array | float = 0.0
+        correct = []
         for index, values in enumerate(logits):
             labels = batch["scene"][:, index]
             loss -= jnp.take_along_axis(jax.nn.log_softmax(values), labels[:, None], 1)[:, 0]

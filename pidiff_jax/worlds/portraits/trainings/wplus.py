@@ -90,7 +90,8 @@ class WPlusTask:
 
 
 def _reconstruction(decoded, pixels, wplus) -> tuple[dict, dict]:
-    pyramid, a, b = 0.0, decoded, pixels
+    pyramid: Array | float = 0.0
+    a, b = decoded, pixels
     for _ in range(3):
         a, b = (_halve(x) for x in (a, b))
         pyramid += jnp.abs(a - b).mean((1, 2, 3))
