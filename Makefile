@@ -24,9 +24,10 @@ test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow
 test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real sizes, whole runs
 	$(BIN)/python -m pytest -m full $(PYTEST_FLAGS)
 
-lint: $(VENV)/.installed-test ## Check style, format and import rules
+lint: $(VENV)/.installed-test ## Check style, format, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.installed-test ## Format the code and fix what can be fixed
