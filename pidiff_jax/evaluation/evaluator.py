@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from jax.sharding import Mesh
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from pidiff_jax.evaluation.identity import Evaluation, evaluate_identity
 from pidiff_jax.evaluation.previewer import Previewer
 from pidiff_jax.evaluation.protocol import Protocol
-from pidiff_jax.evaluation.subjects import HeldOut, PreviewPeople, Prompts
+from pidiff_jax.evaluation.subjects import DecodeFn, HeldOut, PreviewPeople, Prompts
 from pidiff_jax.sampling.compiled import CompiledSampler, GenerateFn
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling
@@ -63,11 +64,10 @@ class Evaluator:
 
     Args:
         components: the model.
-        extra_params: those of its parameters that are not trained with it, such as {"vae": ...}, on the mesh; may be empty
-            where all come together.
+        extra_params: those of its parameters that are not trained with it, {"vae"}, on the mesh.
         mesh: that the parameters lie on.
         settings: what is drawn, and how.
-        preview_people: makes the people of the previews when they are asked for.
+        preview_people: makes the people of the previews, given a function from raw latents to pixels in [0, 1].
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Evaluator:
         extra_params: Mapping[str, Any],
         mesh: Mesh,
         settings: EvaluationSettings,
-        preview_people: Callable[[], PreviewPeople],
+        preview_people: Callable[[DecodeFn], PreviewPeople],
     ):
         self.components, self.settings = components, settings
         self._preview_people = preview_people
@@ -92,11 +92,16 @@ class Evaluator:
         return self._sampler.with_parameters(self.complete(params))
 
     def previewer(self) -> Previewer:
-        """Held-out people, drawn and, where somebody judges, scored at every call."""
+        """Held-out people, drawn and, where somebody judges, scored at every call; always the same, who know the base."""
+        return self._previewer
+
+    @cached_property
+    def _previewer(self) -> Previewer:
         exam = self.settings.exam
         judges = None if exam is None else exam.held_out.judges()
         identity_scale = self.settings.protocol.identity_scale
-        return Previewer(self.with_parameters, self._preview_people(), judges, identity_scale)
+        people = self._preview_people(partial(self._sampler.decode, self._extra["vae"]))
+        return Previewer(self.with_parameters, people, judges, identity_scale)
 
     def evaluate(self, params: Mapping[str, Any]) -> Evaluation | None:
         """All scores, and pictures of the first people; None where nobody judges."""

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 JudgeFn = Callable[[np.ndarray], Array]
+DecodeFn = Callable[[np.ndarray], Array]  # raw latents (b, h, w, c) -> pixels (b, H, W, 3) in [0, 1]
 
 
 @dataclass(frozen=True)

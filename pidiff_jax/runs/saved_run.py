@@ -97,8 +97,8 @@ class SavedRun:
 
     def evaluator(self, settings: EvaluationSettings) -> Evaluator:
         """What draws and scores this run."""
-        preview_people = partial(self.world.preview_people, self.components, self.params)
-        return Evaluator(self.components, {}, self.mesh, settings, preview_people)
+        preview_people = partial(self.world.preview_people, self.components)
+        return Evaluator(self.components, {"vae": self.params["vae"]}, self.mesh, settings, preview_people)
 
 
 def open_run(

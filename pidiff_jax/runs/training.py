@@ -1,5 +1,6 @@
 """A run from its config to its results: begin or resume, train, draw and score."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
@@ -40,7 +42,7 @@ class Drawing:
     def evaluator(self, weights: Weights, mesh: Mesh) -> Evaluator:
         """What draws and scores; the weights that only drawing needs are placed on the mesh."""
         extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
-        preview_people = partial(self.world.preview_people, self.components, extra)
+        preview_people = partial(self.world.preview_people, self.components)
         return Evaluator(self.components, extra, mesh, self.settings, preview_people)
 
 
@@ -173,4 +175,5 @@ def _finish(run: TrainingRun, folder: Workdir, facts: dict[str, Any], history: H
 def report(text: str) -> None:
     """Says something to the user, once, however many processes there are."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        tqdm.write(text)  # beside a progress bar, not into it
+        sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Drawing with changing parameters: compiled once, then used for every preview, score and sample."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.sampling.generate import Sampling, generate
+from pidiff_jax.sampling.generate import Sampling, decode_latents, generate_latents
 from pidiff_jax.sharding.rules import DEFAULT_RULES, replicated
 
 # (wplus (b, l, d), text_ids (b, m), noise (b, h, w, c), identity_scale) -> pixels (b, H, W, 3) in [0, 1] and identity
@@ -21,21 +22,31 @@ GenerateFn = Callable[[np.ndarray, np.ndarray, Array, float], tuple[Array, Array
 class CompiledSampler:
     """Draws with the given components on a mesh; `with_parameters` gives what `evaluate_identity` calls.
 
-    With the identity off, the pictures come from the base model alone. Each of the two ways is compiled when it is
-    first used, once for each batch size. In a run of several processes all must draw, and all get all pictures.
+    With the identity off, the pictures come from the base model alone. Each of the two ways, and the decoder that both share,
+    is compiled when it is first used, once for each batch size. In a run of several processes all must draw, and all get
+    all pictures.
     """
 
     def __init__(self, components: Components, sampling: Sampling, mesh: Mesh):
         self.mesh = mesh
+        scaling_factor = components.vae.spec.scaling_factor
 
-        def draw_on(params, noise, text_ids, wplus, identity_scale):
-            return generate(components, params, noise, text_ids, wplus, identity_scale, sampling)
+        def latents_on(params, noise, text_ids, wplus, identity_scale):
+            latents, heat = generate_latents(components, params, noise, text_ids, wplus, identity_scale, sampling)
+            return latents / scaling_factor, heat
 
-        def draw_off(params, noise, text_ids):
-            return generate(components, params, noise, text_ids, sampling=sampling)
+        def latents_off(params, noise, text_ids):
+            latents, heat = generate_latents(components, params, noise, text_ids, sampling=sampling)
+            return latents / scaling_factor, heat
 
-        self._draw_on = jax.jit(draw_on, out_shardings=replicated(mesh))
-        self._draw_off = jax.jit(draw_off, out_shardings=replicated(mesh))
+        self._latents_on = jax.jit(latents_on, out_shardings=replicated(mesh))
+        self._latents_off = jax.jit(latents_off, out_shardings=replicated(mesh))
+        self._decode = jax.jit(partial(decode_latents, components), out_shardings=replicated(mesh))
+
+    def decode(self, vae_params: Mapping[str, Any], latents: np.ndarray | Array) -> Array:
+        """Pixels in [0, 1] of raw latents (b, h, w, c)."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(DEFAULT_RULES):
+            return self._decode(vae_params, latents)
 
     def with_parameters(self, params: Mapping[str, Any]) -> GenerateFn:
         """params: {"unet", "text_encoder", "mapper", "vae"}."""
@@ -45,7 +56,9 @@ class CompiledSampler:
             host_noise = np.asarray(noise)
             with jax.set_mesh(self.mesh), nn.logical_axis_rules(DEFAULT_RULES):
                 if scale == 0.0:
-                    return self._draw_off(params, host_noise, text_ids)
-                return self._draw_on(params, host_noise, text_ids, wplus, np.float32(scale))
+                    latents, heat = self._latents_off(params, host_noise, text_ids)
+                else:
+                    latents, heat = self._latents_on(params, host_noise, text_ids, wplus, np.float32(scale))
+            return self.decode(params["vae"], latents), heat
 
         return draw

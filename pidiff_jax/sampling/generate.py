@@ -46,9 +46,15 @@ def generate(
         ValueError: shapes that don't fit the specs or each other.
     """
     latents, heat = generate_latents(components, params, noise, text_ids, wplus, identity_scale, sampling)
-    vae = components.vae
-    pixels = vae.apply({"params": params["vae"]}, latents / vae.spec.scaling_factor, method="decode")
-    return jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0), heat
+    return decode_latents(components, params["vae"], latents / components.vae.spec.scaling_factor), heat
+
+
+def decode_latents(
+    components: Components, vae_params: Mapping[str, Any], latents: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 3"]:
+    """Pixels in [0, 1] of raw latents, as the VAE's encoder gives them (unscaled)."""
+    pixels = components.vae.apply({"params": vae_params}, latents, method="decode")
+    return jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0)
 
 
 def generate_latents(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from data_pipeline.schema import RecordSpec
-from pidiff_jax.evaluation.subjects import HeldOut, PreviewPeople
+from pidiff_jax.evaluation.subjects import DecodeFn, HeldOut, PreviewPeople
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 
@@ -34,8 +34,8 @@ class World(Protocol):
         record: what the model needs; only the latents' height and width may be others.
         """
 
-    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
-        """Held-out people to draw while training; `params` has at least "vae"."""
+    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
+        """Held-out people to draw while training; `decode` makes pictures of latents."""
 
     def held_out(self, split: str) -> HeldOut | None:
         """People and prompts of the "validation" or the "test" split with their judges; None where nobody judges."""

@@ -5,8 +5,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.records import open_records
@@ -14,7 +12,7 @@ from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import Source
 from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.convert.diffusers_folder import DiffusersFolder, check_files, noise_schedule, open_diffusers_folder
-from pidiff_jax.evaluation.subjects import PreviewPeople
+from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
@@ -67,19 +65,18 @@ class PhotographsWorld:
         validate_record(source[0], expected=record.without_latent_size())
         return source
 
-    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
+    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
         """The first people of the validation records; their pictures come from the latents."""
         source = open_records(self._data.path, "validation")
         records: dict[int, dict[str, np.ndarray]] = {}
         for index in range(len(source)):
-            records.setdefault(int(source[index]["person_id"]), source[index])
+            record = source[index]
+            records.setdefault(int(record["person_id"]), record)
             if len(records) == self._evaluation.num_preview_people:
                 break
         batch = {name: np.stack([record[name] for record in records.values()]) for name in source[0]}
-        decode = jax.jit(lambda params, x: components.vae.apply({"params": params}, x, method="decode"))
-        pixels = decode(params["vae"], batch["latent_mean"])
         return PreviewPeople(
-            references=np.asarray(jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0)),
+            references=np.asarray(decode(batch["latent_mean"])),
             wplus=batch["wplus"],
             texts=tuple(components.tokenizer.batch_decode(batch["text_ids"], skip_special_tokens=True)),
             text_ids=batch["text_ids"],

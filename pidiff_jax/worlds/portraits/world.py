@@ -11,7 +11,7 @@ from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import Source
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE
-from pidiff_jax.evaluation.subjects import PreviewPeople
+from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
@@ -77,7 +77,7 @@ class PortraitsWorld:
         fingerprints = {"vae": fingerprint(self._vae), "wplus": fingerprint(load_weights("wplus"))}
         return cached_records(folder, {"people": numbers, **fingerprints}, rendered)
 
-    def preview_people(self, components: Components, params: Mapping[str, Any]) -> PreviewPeople:
+    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
         """Validation people, each with a validation prompt."""
         held_out = HeldOutPortraits("validation")
         people, prompts = held_out.people(PREVIEW_PEOPLE), held_out.prompts(PREVIEW_PEOPLE)

@@ -1,0 +1,54 @@
+"""From the command to the first step of a resumed quickstart whose data are cached, without and with compiled programs.
+
+python benchmarks/start_up.py --rounds=3
+
+A first start, which isn't counted, renders the data, writes a checkpoint and fills a fresh cache of compiled programs. Then
+resumed starts without the cache (cold) and with it (warm) take turns.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Stops at its first step, saves, and draws and scores as little as it may.
+SETTINGS = {
+    "max_seconds": 1, "checkpoint_every_steps": 1, "validate_every_steps": 1000, "data.num_people": 64,
+    "evaluation.num_people": 3, "evaluation.num_prompts": 3, "sampling.num_steps": 1,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Prints a line per start, and the fastest of each kind as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each kind")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _seconds_to_first_step(folder, str(folder / "compiled"))
+        seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+        for _ in range(args.rounds):
+            for kind, cache in (("cold", "off"), ("warm", str(folder / "compiled"))):
+                seconds[kind].append(_seconds_to_first_step(folder, cache))
+                print(f"{kind}: first step after {seconds[kind][-1]:.1f} s", file=sys.stderr)
+    print(json.dumps({kind: min(each) for kind, each in seconds.items()}))
+
+
+def _seconds_to_first_step(folder: Path, cache: str) -> float:
+    command = [sys.executable, "-m", "launch.train", "--config=experiments/quickstart.py"]
+    command += [
+        f"--workdir={folder / 'run'}",
+        f"--compilation_cache={cache}",
+        f"--config.data.cache={folder / 'records'}",
+    ]
+    command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(re.search(r"first step after ([\d.]+) s", result.stdout)[1])
+
+
+if __name__ == "__main__":
+    main()
