@@ -110,10 +110,10 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
         while not is_last:
             with jax.transfer_guard("disallow"):  # an array that wanders by itself would make every step wait
                 run.state, metrics = train_step(run.state, run.frozen, batch)
-            step += 1
-            run.data_state = run.loader.get_state()
-            batch = _next_batch(run) if step < settings.num_steps else None
-            jax.block_until_ready(metrics)  # at most one step ahead of the device: honest rates, bounded memory
+                step += 1
+                run.data_state = run.loader.get_state()
+                batch = _next_batch(run) if step < settings.num_steps else None
+                jax.block_until_ready(metrics)  # at most one step ahead of the device: honest rates, bounded memory
             bar.update()
             # Also before a checkpoint, so that none is written of a run that has diverged.
             cadences = (settings.log_every_steps, settings.checkpoint_every_steps)

@@ -9,7 +9,7 @@ How a picture is painted, once it is known what is in it: `portraits_painter.py`
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from pidiff_jax.arrays import in_batches
 from pidiff_jax.worlds.portraits.painter import RESOLUTION_PX as RESOLUTION_PX
 from pidiff_jax.worlds.portraits.painter import Face, Pose, View, paint_portrait
 
@@ -128,17 +129,10 @@ def draw_identity(
     return _in_chunks(_draw_identity_batch, (identity, person_id, picture_id), view, chunk)
 
 
-def _in_chunks(function, arrays, view: View, chunk: int) -> Picture:
+def _in_chunks(function: Callable[..., Picture], arrays: Sequence[np.ndarray], view: View, chunk: int) -> Picture:
     if view not in ("aligned", "wild"):
         raise ValueError(f"expected view 'aligned' or 'wild', got {view!r}")
-    count = len(arrays[0])
-    parts = []
-    for start in range(0, count, chunk):
-        piece = [np.asarray(a[start : start + chunk]) for a in arrays]
-        short = chunk - len(piece[0])  # one compiled shape: the last piece is padded and cut
-        piece = [np.pad(a, ((0, short),) + ((0, 0),) * (a.ndim - 1), mode="edge") for a in piece]
-        parts.append(jax.tree.map(lambda a, keep=chunk - short: np.asarray(a)[:keep], function(*piece, view)))
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    return in_batches(lambda *rows: function(*rows, view), *arrays, batch_size=chunk)
 
 
 @functools.partial(jax.jit, static_argnums=2)
