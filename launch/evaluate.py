@@ -41,9 +41,12 @@ def main() -> None:
     config = read_config(workdir)
     world = open_world(config)
     overrides = checked_overrides(config, world.title, judged=world.held_out(split) is not None)
+    config.update_from_flattened_dict(overrides)
+    world = open_world(config)
+    world.check()
+    settings = evaluation_settings(config, world, world.base_model().components, split)  # before anything is loaded
     claim_output(output, RESULTS)
     run = open_run(workdir, STEP.value, overrides=overrides)
-    settings = evaluation_settings(run.config, run.world, run.components, split)
     write_results(run, run.evaluator(settings), output)
 
 

@@ -78,7 +78,9 @@ class SavedRun:
             ValueError: numbers of codes and texts that make no pairs.
         """
         count = max(len(wplus), len(texts))
-        if {len(wplus), len(texts)} - {1, count}:
+        if isinstance(texts, str):
+            raise ValueError(f"expected a list of texts, got the text {texts!r}; write [{texts!r}]")
+        if {len(wplus), len(texts)} - {1, count} or not count:
             raise ValueError(
                 f"expected as many texts as W+ codes, or one of either, got {len(texts)} and {len(wplus)}; pair them"
             )
