@@ -26,9 +26,16 @@ VALIDATION = flags.DEFINE_float("validation_fraction", 0.02, "Share of the peopl
 
 def main() -> None:
     """Reads the list, loads the networks, encodes and writes."""
+    import jax
+
     from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
     from data_pipeline.prepare.networks import load_encoders
 
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"expected one process to prepare photographs, got {jax.process_count()} that share the work of a run; start the "
+            "command once, on one host"
+        )
     output = Path(OUTPUT.value)
     if output.exists():
         raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")

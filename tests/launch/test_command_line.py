@@ -157,3 +157,18 @@ def test_preparing_refuses_stray_arguments_and_an_old_folder(tmp_path):
     assert result.stderr.startswith("error: expected a new folder for records") and result.stderr.count("\n") == 1
     result = call(*needed, command="prepare", PIDIFF_TRACEBACK="1")
     assert result.returncode == 1 and "Traceback" in result.stderr and "FileExistsError" in result.stderr
+
+
+def test_preparing_is_the_work_of_one_process(tmp_path):
+    script = """
+import runpy, sys
+import jax
+
+jax.process_count = lambda: 4
+sys.argv[0] = "launch/prepare.py"
+runpy.run_module("launch.prepare", run_name="__main__")
+"""
+    needed = [f"--{name}={tmp_path / name}" for name in ("photographs", "base", "e4e", "output")]
+    result = call_script(script, *needed)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: expected one process to prepare photographs, got 4 that share")
