@@ -140,7 +140,7 @@ def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path
     (tmp_path / "config.json").write_text('{"task": "autoencoder"}')
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}", command="evaluate")
     assert "got a run of the task 'autoencoder'" in result.stderr
-    (tmp_path / "config.json").write_text('{"task": "identity", "world": "portraits"}')
+    (tmp_path / "config.json").write_text(CONFIG.to_json_best_effort())
     (tmp_path / "metrics.json").touch()
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path}", command="evaluate")
     assert "expected a folder without results" in result.stderr
