@@ -186,7 +186,7 @@ def test_steps_that_cannot_be_watched_are_refused(tmp_path, steps):
     assert not (tmp_path / "run").exists()
 
 
-def test_worker_processes_change_nothing(tmp_path):
+def test_less_than_no_worker_process_is_refused(tmp_path):
     config = make_config(num_workers=-1)
     with pytest.raises(ValueError, match="config.num_workers of at least 0, got -1"):
         train_run(config, tmp_path / "run", started=time.perf_counter(), gather=gather_tiny())
