@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _seconds_to_first_step(folder, str(folder / "compiled"))
+        _seconds_to_first_step(folder, str(folder / "compiled"), to_the_end=True)
         seconds: dict[str, list[float]] = {"cold": [], "warm": []}
         for _ in range(args.rounds):
             for kind, cache in (("cold", "off"), ("warm", str(folder / "compiled"))):
@@ -38,16 +38,25 @@ def main() -> None:
     print(json.dumps({kind: min(each) for kind, each in seconds.items()}))
 
 
-def _seconds_to_first_step(folder: Path, cache: str) -> float:
-    command = [sys.executable, "-m", "launch.train", "--config=experiments/quickstart.py"]
+def _seconds_to_first_step(folder: Path, cache: str, to_the_end: bool = False) -> float:
+    """Starts the run; unless it is to go `to_the_end`, it is killed after its first step."""
+    command = [sys.executable, "-u", "-m", "launch.train", "--config=experiments/quickstart.py"]
     command += [
         f"--workdir={folder / 'run'}",
         f"--compilation_cache={cache}",
         f"--config.data.cache={folder / 'records'}",
     ]
     command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return float(re.search(r"first step after ([\d.]+) s", result.stdout)[1])
+    with (folder / "stderr").open("w+") as errors:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        for line in child.stdout:
+            if found := re.search(r"first step after ([\d.]+) s", line):
+                if not to_the_end:
+                    child.kill()
+                child.wait()
+                return float(found[1])
+        errors.seek(0)
+        sys.exit(f"expected a first step, got: {errors.read()}")
 
 
 if __name__ == "__main__":

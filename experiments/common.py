@@ -4,7 +4,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
-def training_run(world: str, task: str) -> ConfigDict:
+def base_config(world: str, task: str) -> ConfigDict:
     """Length, cadence and machine of a run.
 
     world: where base model and data come from, "portraits" (embedded) or "photographs".

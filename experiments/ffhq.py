@@ -21,7 +21,7 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     """About 57 passes over the 70,000 pictures of FFHQ."""
-    config = common.adapter(common.training_run("photographs", "identity"))
+    config = common.adapter(common.base_config("photographs", "identity"))
     config.num_steps = 62_500
     config.batch_size = 64
     config.ema_decay = 0.9999

@@ -18,7 +18,7 @@ def get_config(part: str = "unet") -> ConfigDict:
     """`part` is "vae" or "unet"."""
     if part not in ("vae", "unet"):
         raise ValueError(f"expected experiments/portraits_base.py:vae or :unet, got {part!r}")
-    config = common.training_run("portraits", "autoencoder" if part == "vae" else "text_to_image")
+    config = common.base_config("portraits", "autoencoder" if part == "vae" else "text_to_image")
     config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
     if part == "vae":
         config.num_steps = 3_000

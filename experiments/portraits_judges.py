@@ -17,7 +17,7 @@ def get_config(part: str = "recogniser") -> ConfigDict:
     if part not in LOSSES:
         raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(LOSSES)}, got {part!r}")
     recogniser = part == "recogniser"
-    config = common.training_run("portraits", part)
+    config = common.base_config("portraits", part)
     config.seed = 7
     config.num_steps = {"recogniser": 450, "scenes": 1_000, "segmenter": 500}[part]
     config.batch_size = 96 if recogniser else 32

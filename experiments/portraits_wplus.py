@@ -10,7 +10,7 @@ from experiments import common
 
 def get_config() -> ConfigDict:
     """About twenty minutes on two CPU cores."""
-    config = common.training_run("portraits", "wplus")
+    config = common.base_config("portraits", "wplus")
     config.num_steps = 3_000
     config.ema_decay = 0.998
     config.data = ConfigDict({"num_people": 12_288, "pictures_per_person": 1})

@@ -101,7 +101,7 @@ def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:
         argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
         overrides = [] if config is None else [pair for pair in map(_override, argv[1:]) if pair]
         flags.FLAGS.set_gnu_getopt(True)  # flags may come after a stray argument, which is refused below
-        rest = flags.FLAGS([argument for argument in argv if config is None or _override(argument) is None])
+        rest = _absl_parse([argument for argument in argv if config is None or _override(argument) is None])
         if config is not None:
             config.load(overrides)
         if len(rest) > 1:
@@ -109,6 +109,13 @@ def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:
     except (flags.Error, *USER_ERRORS) as error:
         _stop(error, status=_BAD_FLAG)
     return rest
+
+
+def _absl_parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # the help was printed, which absl calls a failure
+        sys.exit(0)
 
 
 def _override(argument: str) -> tuple[str, str | None] | None:

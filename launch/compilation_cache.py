@@ -26,19 +26,20 @@ def use_compilation_cache(chosen: str | None) -> None:
 
     chosen: a folder, "off", or None for what the environment says; see `cache_folder`.
     """
-    folder = cache_folder(chosen, os.environ)
-    if folder == OFF:
-        jax.config.update("jax_enable_compilation_cache", False)
-    if not isinstance(folder, Path):
-        return
+    folder: Path | str | None = chosen
     try:
+        folder = cache_folder(chosen, os.environ)
+        if folder == OFF:
+            jax.config.update("jax_enable_compilation_cache", False)
+        if not isinstance(folder, Path):
+            return
         # Private, for whoever can write there can have the user run their code.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_unfinished(folder)
-    except (OSError, NotImplementedError) as error:  # the second from a file system without locks
+    except (OSError, NotImplementedError, RuntimeError) as error:  # without locks; without a home
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         print(
-            f"warning: expected a folder for compiled programs at {folder}, got: {reason}; going on without "
+            f"warning: expected a folder for compiled programs at {folder or 'the home'}, got: {reason}; going on without "
             f"(--compilation_cache=FOLDER chooses another, --compilation_cache={OFF} none)",
             file=sys.stderr,
         )
@@ -56,7 +57,7 @@ def cache_folder(chosen: str | None, environment: Mapping[str, str]) -> Path | s
     caches. Empty ones count as not set.
     """
     chosen = chosen or environment.get(VARIABLE)
-    if chosen == OFF:
+    if chosen and chosen.lower() == OFF:
         return OFF
     if not chosen and environment.get(JAX_VARIABLE):
         return None

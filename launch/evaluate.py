@@ -1,4 +1,6 @@
-"""Score a trained run again: `python -m launch.evaluate --workdir=runs/quickstart --output=runs/quickstart_scale_0.7`.
+"""Score a trained run again, for example with another strength of the identity:
+
+python -m launch.evaluate --workdir=runs/quickstart --output=runs/quickstart_0.7 --identity_scale=0.7
 
 Writes samples.png, report.html and metrics.json to the output folder, as the run does at its end. To choose a scale
 or a checkpoint, use --split=validation: scores on the test split are honest only where nothing was chosen by them.

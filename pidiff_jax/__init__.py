@@ -10,7 +10,13 @@ Open a run, draw a person, save the picture:
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pidiff_jax.evaluation.report.pictures import save_png
+    from pidiff_jax.runs.saved_run import open_run
+    from pidiff_jax.sampling.components import Components
+    from pidiff_jax.sampling.generate import Sampling, generate
 
 _PUBLIC = {
     "open_run": "pidiff_jax.runs.saved_run",
@@ -19,7 +25,7 @@ _PUBLIC = {
     "Sampling": "pidiff_jax.sampling.generate",
     "generate": "pidiff_jax.sampling.generate",
 }
-__all__ = list(_PUBLIC)  # noqa: PLE0605
+__all__ = ["Components", "Sampling", "generate", "open_run", "save_png"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,3 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

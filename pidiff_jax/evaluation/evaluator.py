@@ -19,7 +19,7 @@ PREVIEW_PEOPLE = 16  # also the batch size of the scoring, so that one compiled 
 
 
 @dataclass(frozen=True)
-class Exam:
+class Scoring:
     """What is scored, where somebody judges.
 
     split: whose people and prompts they are, "test" or "validation".
@@ -35,22 +35,22 @@ class Exam:
 class EvaluationSettings:
     """How a model is looked at.
 
-    exam: None where nobody judges; then there are pictures only.
+    scoring: None where nobody judges; then there are pictures only.
     """
 
     sampling: Sampling
     protocol: Protocol
-    exam: Exam | None = None
+    scoring: Scoring | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on beside the parameters, for metrics.json and the report; empty without scores."""
-        if self.exam is None:
+        if self.scoring is None:
             return {}
         return {
-            "split": self.exam.split,
-            "num_people": self.exam.num_people,
-            "num_prompts": len(self.exam.prompts.texts),
-            "num_diversity_people": min(self.protocol.num_diversity_people, self.exam.num_people),
+            "split": self.scoring.split,
+            "num_people": self.scoring.num_people,
+            "num_prompts": len(self.scoring.prompts.texts),
+            "num_diversity_people": min(self.protocol.num_diversity_people, self.scoring.num_people),
             "num_seeds": self.protocol.num_seeds,
             "identity_scale": self.protocol.identity_scale,
             "guidance_scale": float(self.sampling.guidance_scale),
@@ -91,28 +91,25 @@ class Evaluator:
         """The function that draws with these parameters."""
         return self._sampler.with_parameters(self.complete(params))
 
-    def previewer(self) -> Previewer:
-        """Held-out people, drawn and, where somebody judges, scored at every call; always the same, who know the base."""
-        return self._previewer
-
     @cached_property
-    def _previewer(self) -> Previewer:
-        exam = self.settings.exam
-        judges = None if exam is None else exam.held_out.judges()
+    def previewer(self) -> Previewer:
+        """Draws held-out people and, where somebody judges, scores them; made when it is first asked for."""
+        scoring = self.settings.scoring
+        judges = None if scoring is None else scoring.held_out.judges()
         identity_scale = self.settings.protocol.identity_scale
         people = self._preview_people(partial(self._sampler.decode, self._extra["vae"]))
         return Previewer(self.with_parameters, people, judges, identity_scale)
 
     def evaluate(self, params: Mapping[str, Any]) -> Evaluation | None:
         """All scores, and pictures of the first people; None where nobody judges."""
-        exam = self.settings.exam
-        if exam is None:
+        scoring = self.settings.scoring
+        if scoring is None:
             return None
         return evaluate_identity(
             self.with_parameters(params),
-            exam.held_out.judges(),
-            exam.held_out.people(exam.num_people),
-            exam.prompts,
+            scoring.held_out.judges(),
+            scoring.held_out.people(scoring.num_people),
+            scoring.prompts,
             self.components.noise_shape,
             self.settings.protocol,
         )

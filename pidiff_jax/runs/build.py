@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pidiff_jax.diffusion.samplers import ddim_timesteps
-from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Exam
+from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
 from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.sampling.components import Components
@@ -26,12 +26,12 @@ def build_experiment(config: Any, world: World) -> Experiment:
     """
     if config.task == IDENTITY:
         return build_adapter(config, world)
-    trainings = world.trainings()
-    if config.task not in trainings:
+    tasks = world.tasks()
+    if config.task not in tasks:
         raise ValueError(
-            f"expected config.task of {sorted([IDENTITY, *trainings])}, got {config.task!r}; correct the config"
+            f"expected config.task of {sorted([IDENTITY, *tasks])}, got {config.task!r}; correct the config"
         )
-    return trainings[config.task](config)
+    return tasks[config.task](config)
 
 
 def build_adapter(config: Any, world: World) -> IdentityExperiment:
@@ -55,7 +55,7 @@ def evaluation_settings(config: Any, world: World, components: Components, split
     if held_out is None:
         _check_previews(config.evaluation)
         return EvaluationSettings(sampling, protocol)
-    return EvaluationSettings(sampling, protocol, checked_exam(config.evaluation, protocol, held_out, split))
+    return EvaluationSettings(sampling, protocol, checked_scoring(config.evaluation, protocol, held_out, split))
 
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
@@ -72,7 +72,7 @@ def checked_sampling(sampling: Any, components: Components) -> Sampling:
     return Sampling(sampling.num_steps, sampling.guidance_scale)
 
 
-def checked_exam(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: str) -> Exam:
+def checked_scoring(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: str) -> Scoring:
     """Whom the judges see, once it is certain that there are so many."""
     with _about("config.evaluation.num_people"):
         held_out.check_people(evaluation.num_people)
@@ -83,7 +83,7 @@ def checked_exam(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: 
                 f"expected at least {protocol.num_grid_prompts}, which samples.png shows, got {evaluation.num_prompts}; "
                 "ask for more"
             )
-    return Exam(split, held_out, evaluation.num_people, prompts)
+    return Scoring(split, held_out, evaluation.num_people, prompts)
 
 
 def _check_previews(evaluation: Any) -> None:

@@ -19,7 +19,7 @@ def write_results(run: SavedRun, evaluator: Evaluator, folder: Path) -> None:
     """Draws and scores the run in all processes; process 0 writes the results and prints the scores."""
     evaluation, facts = evaluator.evaluate(run.params), dict(run.facts)
     if evaluation is None:
-        samples, scores, details = evaluator.previewer()(run.params)[0]["samples"], {}, {}
+        samples, scores, details = evaluator.previewer(run.params)[0]["samples"], {}, {}
     else:
         samples, scores, details = draw_samples(evaluation.grid), evaluation.scores, evaluation.details
         facts["protocol"] = evaluator.settings.facts()

@@ -1,5 +1,6 @@
 """A run opened again: its config, components and parameters at a checkpoint, to be drawn from, scored or exported."""
 
+import difflib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Float
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
 from pidiff_jax.evaluation.identity import draw_noise
-from pidiff_jax.optim.rules import assign_groups, describe_parameters, merge, split
+from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG
@@ -28,7 +28,8 @@ from pidiff_jax.runs.history import Report, read_history, seconds_spent
 from pidiff_jax.sampling.compiled import CompiledSampler
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import infer_shardings, place, replicated
+from pidiff_jax.sharding.rules import place, replicated, shardings_of
+from pidiff_jax.train.plan import lay_out
 from pidiff_jax.worlds import World, open_world
 
 
@@ -128,18 +129,17 @@ def open_run(
     """
     workdir, mesh = Path(workdir), make_mesh() if mesh is None else mesh
     config = read_config(workdir)
-    config.update_from_flattened_dict(dict(overrides or {}))
+    override(config, overrides or {})
     world = open_world(config)
     experiment = build_adapter(config, world)
-    shapes = nn.meta.unbox(experiment.shapes)
-    groups = assign_groups(experiment.rules, shapes)
+    checked_sampling(config.sampling, experiment.components)
+    layout = lay_out(experiment, mesh)
     stored, metadata = load_parameters(workdir / CHECKPOINTS, step=step)
-    _check_parameters(stored, split(shapes, groups)[0])
+    _check_parameters(stored, layout.trainable)
     weights = experiment.load()
     _check_base(workdir, metadata["frozen"], weights.fingerprints)
-    trainable_at, frozen_at = split(infer_shardings(experiment.shapes, mesh), groups)
-    frozen = place(split(weights.params, groups)[1], frozen_at, experiment.frozen_dtype)
-    params = merge(place(stored, trainable_at), frozen)
+    frozen = place(split(weights.params, layout.groups)[1], shardings_of(layout.frozen), experiment.frozen_dtype)
+    params = merge(place(stored, shardings_of(layout.trainable)), frozen)
     extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
     reports, last = read_history(workdir), metadata["step"]
     return SavedRun(
@@ -150,9 +150,25 @@ def open_run(
         params={**params, **extra},
         mesh=mesh,
         reports=reports,
-        parameter_table=describe_parameters(groups, shapes),
+        parameter_table=layout.parameter_table,
         facts=run_facts(last, seconds_spent(reports, last), weights.fingerprints),
     )
+
+
+def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Sets keys of a config, by their dotted names.
+
+    Raises:
+        ValueError: an unknown key, or a value of another type than the config's.
+    """
+    known = {path.replace("/", ".") for path in flatten(config.to_dict())}
+    if unknown := sorted(set(values) - known):
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+        raise ValueError(f"expected keys of the run's config, got {unknown[0]!r}; did you mean {near[0]!r}?")
+    try:
+        config.update_from_flattened_dict({key: str(v) if isinstance(v, Path) else v for key, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"expected values of the config's own types, got {dict(values)}: {error}") from error
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -188,8 +204,12 @@ def run_facts(step: int, seconds: float, fingerprints: Mapping[str, str]) -> dic
 
 
 def _check_parameters(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    if different := sorted(flatten(stored).keys() ^ flatten(expected).keys()):
-        raise ValueError(f"expected the parameters that the config trains, got differences at {listing(different)}")
+    saved, asked = ({path: tuple(x.shape) for path, x in flatten(tree).items()} for tree in (stored, expected))
+    if different := sorted(path for path in saved.keys() | asked.keys() if saved.get(path) != asked.get(path)):
+        raise ValueError(
+            f"expected the parameters that the config trains, got differences at {listing(different)}; open the run with "
+            "its own config"
+        )
 
 
 def _check_base(workdir: Path, trained_on: Mapping[str, str], found: Mapping[str, str]) -> None:

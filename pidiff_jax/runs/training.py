@@ -32,7 +32,7 @@ from pidiff_jax.worlds import World, open_world
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawingParts:
     """What a task that draws has beside its training: a model in its world, and how it is drawn and scored."""
 
     world: World
@@ -47,17 +47,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class RunParts:
     """What a config asks for, before anything is loaded.
 
     drawing: None where the task draws nothing.
     """
 
     experiment: Experiment
-    drawing: Drawing | None = None
+    drawing: DrawingParts | None = None
 
 
-def gather(config: Any) -> Ingredients:
+def build_parts(config: Any) -> RunParts:
     """Builds what the config asks for, and looks whether everything is there.
 
     Raises:
@@ -66,56 +66,59 @@ def gather(config: Any) -> Ingredients:
     world = open_world(config)
     experiment = build_experiment(config, world)
     if not isinstance(experiment, IdentityExperiment):
-        return Ingredients(experiment)
+        return RunParts(experiment)
     settings = evaluation_settings(config, world, experiment.components)
-    return Ingredients(experiment, Drawing(world, experiment.components, settings))
+    return RunParts(experiment, DrawingParts(world, experiment.components, settings))
 
 
 def train_run(
-    config: ConfigDict, workdir: Path, *, started: float, gather: Callable[[Any], Ingredients] = gather
+    config: ConfigDict, workdir: Path, *, started: float, build: Callable[[Any], RunParts] = build_parts
 ) -> None:
     """Trains `config` in `workdir`, from its last checkpoint on, then draws and scores where the task draws.
 
     Args:
         started: `time.perf_counter()` at the start of the program.
-        gather: what makes the ingredients.
+        build: makes the parts from the config.
     """
     folder = Workdir(workdir, config)
-    if folder.check():
-        report(f"{workdir}: this run is complete; its results are there. Choose another --workdir to train again.")
-        return
+    try:
+        if folder.check():
+            report(f"{workdir}: this run is complete; its results are there. Choose another --workdir to train again.")
+        else:
+            _train_in(folder, config, started, build)
+    finally:
+        folder.release()
+
+
+def _train_in(folder: Workdir, config: ConfigDict, started: float, build: Callable[[Any], RunParts]) -> None:
     settings = loop_settings(config)  # first what is checked at once
-    found = gather(config)
+    parts = build(config)
     mesh = make_mesh(settings.mesh)
-    plan = make_plan(found.experiment, settings, mesh)
-    weights = found.experiment.load()
-    run = TrainingRun(plan, weights)
-    drawing = found.drawing
+    plan = make_plan(parts.experiment, settings, mesh)
+    weights = parts.experiment.load()
+    run, drawing = TrainingRun(plan, weights), parts.drawing
     evaluator = None if drawing is None else drawing.evaluator(weights, mesh)
     del weights  # the host's copy of a large base is not kept beside the placed one
     folder.claim()  # only now: what can't be built leaves no folder
-    try:
-        history = _train(run, folder, started, evaluator)
-        facts = run_facts(run.step, history.seconds(), run.fingerprints)
-        if drawing is not None and evaluator is not None:
-            saved = SavedRun(
-                folder=workdir,
-                config=config,
-                world=drawing.world,
-                components=drawing.components,
-                params=evaluator.complete(run.params),
-                mesh=mesh,
-                reports=history.reports(),
-                parameter_table=plan.parameter_table,
-                facts=facts,
-            )
-            write_results(saved, evaluator, workdir)
-        if run.step < settings.num_steps:
-            report(f"stopped by config.max_seconds at step {run.step} of {settings.num_steps}; run again to go on")
-        elif jax.process_index() == 0:
-            _finish(run, folder, facts, history)
-    finally:
-        folder.release()
+    history = _train(run, folder, started, evaluator)
+    facts = run_facts(run.step, history.seconds(), run.fingerprints)
+    if drawing is not None and evaluator is not None:
+        saved = SavedRun(
+            folder=folder.path,
+            config=config,
+            world=drawing.world,
+            components=drawing.components,
+            params=evaluator.complete(run.params),
+            mesh=mesh,
+            reports=history.reports(),
+            parameter_table=plan.parameter_table,
+            facts=facts,
+        )
+        write_results(saved, evaluator, folder.path)
+    if run.step < settings.num_steps:
+        report(f"stopped by config.max_seconds at step {run.step} of {settings.num_steps}; run again to go on")
+    elif jax.process_index() == 0:
+        _finish(run, folder, facts, history)
 
 
 def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluator | None) -> HistoryHook:
@@ -143,7 +146,7 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
         hooks.insert(0, profiler)
     hooks.append(ValidationHook(run, history.write))
     if evaluator is not None:
-        hooks.append(PreviewHook(settings.validate_every_steps, history.write, evaluator.previewer))
+        hooks.append(PreviewHook(settings.validate_every_steps, history.write, lambda: evaluator.previewer))
     with manager:
         train(run, hooks, started)
     return history

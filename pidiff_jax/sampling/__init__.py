@@ -1,1 +1,1 @@
-"""Drawing: the components of a text-to-image model with identity, pure generation, and its compiled form."""
+"""DrawingParts: the components of a text-to-image model with identity, pure generation, and its compiled form."""

@@ -1,4 +1,4 @@
-"""Drawing: text and identity in, pictures out."""
+"""DrawingParts: text and identity in, pictures out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -74,6 +74,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def shardings_of(tree: Any) -> Any:
+    """Where the leaves of a tree lie: arrays, or shape structs with shardings."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -1,4 +1,4 @@
-"""From the config to a training run of the identity adapter; below this file no code of training sees a config."""
+"""From the config to an identity adapter's experiment, and to what every experiment has; nothing below sees a config."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,7 +51,6 @@ def build_identity(
     record = _record_spec(components)
     seed, value_scale = config.seed, config.identity.value_scale
     return IdentityExperiment(
-        name="identity",
         shapes=shapes,
         load=lambda: _load(base, components, shapes, seed, value_scale),
         losses=_task(config, components).losses,

@@ -40,7 +40,6 @@ class Weights:
 class Experiment:
     """Everything that a training run needs; no config below this point.
 
-    name: of the task, for people.
     shapes: the whole parameter tree as shape structs, boxed with logical axis names where they may be split over a mesh.
     load: reads or makes the parameters; may take minutes.
     losses: `(params, batch, key, train) -> (name -> (b,), metrics)`.
@@ -51,7 +50,6 @@ class Experiment:
         None writes nothing.
     """
 
-    name: str
     shapes: Mapping[str, Any]
     load: Callable[[], Weights]
     losses: LossFn

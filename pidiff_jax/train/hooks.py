@@ -19,7 +19,7 @@ PreviewFn = Callable[[Mapping[str, Any]], tuple[Mapping[str, np.ndarray], Mappin
 
 @runtime_checkable
 class WriteFn(Protocol):
-    """Where hooks report to; `runs.history.History.write` is one."""
+    """Where hooks report to; `runs.history.HistoryHook.write` is one."""
 
     def __call__(
         self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, np.ndarray] | None = None
@@ -89,7 +89,7 @@ class CheckpointHook:
     def save(self, run: TrainingRun) -> None:
         """Saves now."""
         if not bool(_all_finite(run.state)):
-            raise diverged("a state that isn't", run.step)
+            raise diverged("a state with NaN or infinity", run.step)
         self.manager.save(run.state, run.data_state)
 
 

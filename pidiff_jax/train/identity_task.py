@@ -1,6 +1,6 @@
 """Training of the identity adapter: the method itself.
 
-The UNet predicts the noise of a picture of a person under its caption and the W+ code of *another* photograph of that
+The UNet predicts the noise (or v) of a picture of a person under its caption and the W+ code of *another* photograph of that
 person. Only the identity branch and the mapper are trainable (see the config's parameter rules); the losses decide how.
 Which of them come from the paper and which are ours is written down in docs/method.md.
 """

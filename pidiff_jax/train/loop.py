@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_pipeline.loader import make_loader
 from pidiff_jax.optim.rules import merge, split
-from pidiff_jax.sharding.rules import place, shard_batch
+from pidiff_jax.sharding.rules import place, shard_batch, shardings_of
 from pidiff_jax.train.experiment import Weights
 from pidiff_jax.train.plan import Plan
 from pidiff_jax.train.settings import LoopSettings
@@ -28,13 +28,12 @@ class TrainingRun:
         self.plan, self.settings, self.mesh = plan, plan.settings, plan.mesh
         self.fingerprints = dict(weights.fingerprints)
         trainable, frozen = split(weights.params, plan.groups)
-        at = lambda tree: jax.tree.map(lambda x: x.sharding, tree)  # noqa: E731
-        self.frozen = place(frozen, at(plan.frozen), plan.experiment.frozen_dtype)
+        self.frozen = place(frozen, shardings_of(plan.frozen), plan.experiment.frozen_dtype)
         self.state = init_state(
-            place(trainable, at(plan.state.trainable)),
+            place(trainable, shardings_of(plan.state.trainable)),
             plan.optimizer,
             ema=self.settings.ema_decay is not None,
-            shardings=at(plan.state.trainable),
+            shardings=shardings_of(plan.state.trainable),
         )
         sources = plan.experiment.sources
         self.train_source, self.validation_source = sources.train(), sources.validation()

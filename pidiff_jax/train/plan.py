@@ -5,7 +5,7 @@ A plan can be made for devices that are not there, and of a model that this mach
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from pidiff_jax.optim.groups import GroupedOptimizer, make_optimizer
 from pidiff_jax.optim.rules import assign_groups, describe_parameters, split
-from pidiff_jax.sharding.rules import infer_shardings
+from pidiff_jax.sharding.rules import infer_shardings, shardings_of
 from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.train.settings import LoopSettings
 from pidiff_jax.train.state import TrainState, initial_state, state_shardings
@@ -82,24 +82,49 @@ def make_plan(experiment: Experiment, settings: LoopSettings, mesh: Mesh) -> Pla
     Raises:
         ValueError: rules, groups, mesh and parameters that don't fit each other.
     """
+    layout = lay_out(experiment, mesh)
+    optimizer = make_optimizer(layout.groups, experiment.groups, settings.num_steps, settings.clip_norm)
+    ema = settings.ema_decay is not None
+    state = jax.eval_shape(lambda params: initial_state(params, optimizer, ema=ema), layout.trainable)
+    shardings = state_shardings(state, shardings_of(layout.trainable))
+    return Plan(
+        experiment=experiment,
+        settings=settings,
+        mesh=mesh,
+        groups=layout.groups,
+        parameter_table=layout.parameter_table,
+        optimizer=optimizer,
+        state=_placed(state, shardings),
+        frozen=layout.frozen,
+    )
+
+
+class Layout(NamedTuple):
+    """Where an experiment's parameters lie on a mesh; see `Plan` for `groups` and `parameter_table`.
+
+    trainable, frozen: shape structs with shardings.
+    """
+
+    groups: dict[str, Any]
+    parameter_table: str
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+
+
+def lay_out(experiment: Experiment, mesh: Mesh) -> Layout:
+    """Splits the parameters by the experiment's rules and lays them out on the mesh.
+
+    Raises:
+        ValueError: rules, mesh and parameters that don't fit each other.
+    """
     shapes = nn.meta.unbox(experiment.shapes)
     groups = assign_groups(experiment.rules, shapes)
     (trainable, frozen), (trainable_at, frozen_at) = (
         split(tree, groups) for tree in (shapes, infer_shardings(experiment.shapes, mesh))
     )
-    optimizer = make_optimizer(groups, experiment.groups, settings.num_steps, settings.clip_norm)
-    ema = settings.ema_decay is not None
-    state = jax.eval_shape(lambda params: initial_state(params, optimizer, ema=ema), trainable)
-    return Plan(
-        experiment=experiment,
-        settings=settings,
-        mesh=mesh,
-        groups=groups,
-        parameter_table=describe_parameters(groups, shapes),
-        optimizer=optimizer,
-        state=_placed(state, state_shardings(state, trainable_at)),
-        frozen=_placed(_in_dtype(frozen, experiment.frozen_dtype), frozen_at),
-    )
+    frozen = _in_dtype(frozen, experiment.frozen_dtype)
+    table = describe_parameters(groups, shapes)
+    return Layout(groups, table, _placed(trainable, trainable_at), _placed(frozen, frozen_at))
 
 
 def _in_dtype(tree: Any, dtype: Any) -> Any:

@@ -15,7 +15,13 @@ def open_world(config: Any) -> World:
     Raises:
         ValueError: the config names none, or one that doesn't exist.
     """
-    name = config.get("world")
+    try:
+        return _open(config, config.get("world"))
+    except AttributeError as error:  # of a key that the world reads
+        raise ValueError(f"expected a config for the world {config.world!r}, got one without a key: {error}") from error
+
+
+def _open(config: Any, name: str | None) -> World:
     if name == "portraits":
         from pidiff_jax.worlds.portraits.world import PortraitsWorld
 

@@ -40,5 +40,5 @@ class World(Protocol):
     def held_out(self, split: str) -> HeldOut | None:
         """People and prompts of the "validation" or the "test" split with their judges; None where nobody judges."""
 
-    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+    def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """Further tasks, which make this world's own weights: name -> builder from a config."""

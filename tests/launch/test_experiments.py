@@ -2,7 +2,7 @@
 
 import pytest
 
-from pidiff_jax.runs.training import gather
+from pidiff_jax.runs.training import build_parts
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.train.build import loop_settings
 from pidiff_jax.train.plan import make_plan
@@ -13,7 +13,7 @@ from tests.launch.recorded_config import RecordedConfig
 @pytest.mark.parametrize(("name", "part"), EMBEDDED, ids=lambda value: value or "")
 def test_every_key_is_read_and_every_parameter_has_its_group(name, part):
     recorded = RecordedConfig(get_config(name, part))
-    settings, found = loop_settings(recorded), gather(recorded)
+    settings, found = loop_settings(recorded), build_parts(recorded)
     assert recorded.unread() == []
     plan = make_plan(found.experiment, settings, make_mesh(settings.mesh))
     assert plan.parameter_table.count("\n") >= 2

@@ -27,7 +27,7 @@ from pidiff_jax.convert.ir_se import e4e_to_pytorch
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 from pidiff_jax.models.ir_se import IRSESpec
 from pidiff_jax.runs.saved_run import open_run
-from pidiff_jax.runs.training import gather
+from pidiff_jax.runs.training import build_parts
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.train.build import loop_settings
 from tests.data_pipeline import astronaut
@@ -171,7 +171,7 @@ def test_every_key_of_the_config_is_read(base, data):
     config.base.path, config.data.path, config.batch_size = str(base), str(data), 2
     recorded = RecordedConfig(config)
     loop_settings(recorded)
-    gather(recorded)
+    build_parts(recorded)
     assert recorded.unread() == []
 
 

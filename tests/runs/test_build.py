@@ -46,7 +46,7 @@ def test_photographs_need_somebody_to_preview(components):
 
 def test_nobody_judges_photographs(components):
     settings = settings_of(get_config("ffhq"), components)
-    assert settings.exam is None and settings.facts() == {}
+    assert settings.scoring is None and settings.facts() == {}
 
 
 def test_what_was_scored_is_told_with_the_numbers_that_were_drawn(components):

@@ -18,11 +18,11 @@ from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train import loop
 from pidiff_jax.train.plan import Plan
-from tests.train.tiny_training import gather_tiny, loss_fn, make_batch, make_config
+from tests.train.tiny_training import build_tiny, loss_fn, make_batch, make_config
 
 
-def train(workdir, gather=None, **changes):
-    train_run(make_config(**changes), workdir, started=time.perf_counter(), gather=gather or gather_tiny())
+def train(workdir, build=None, **changes):
+    train_run(make_config(**changes), workdir, started=time.perf_counter(), build=build or build_tiny())
 
 
 def parameters(workdir):
@@ -40,7 +40,7 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(BaseException):  # noqa: B017 (the loader's threads decide how it comes out)
-        train(tmp_path / "cut", gather_tiny(after=interrupt))
+        train(tmp_path / "cut", build_tiny(after=interrupt))
     assert not (tmp_path / "cut" / "complete.json").exists()
     train(tmp_path / "cut")
     assert "resuming from step" in capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_stops_before_it_is_saved(tmp_path):
         return {name: value * np.inf for name, value in values.items()}, metrics
 
     with pytest.raises(FloatingPointError, match=r"got loss = (nan|inf) at step 3; start in a new --workdir"):
-        train(tmp_path / "run", gather_tiny(loss=diverging))
+        train(tmp_path / "run", build_tiny(loss=diverging))
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
@@ -105,7 +105,7 @@ def test_parameters_that_a_bad_gradient_ruins_are_not_saved_although_their_loss_
         }, metrics  # the root's slope at 0 is infinite
 
     with pytest.raises(FloatingPointError, match=r"got param_norm/identity = nan at step 1"):
-        train(tmp_path / "run", gather_tiny(loss=ruinous), checkpoint_every_steps=1)
+        train(tmp_path / "run", build_tiny(loss=ruinous), checkpoint_every_steps=1)
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_built(tmp_pat
 
 def test_too_few_validation_records_are_said_before_the_first_step(tmp_path):
     few = ArraySource({name: array[:4] for name, array in make_batch(0).items()})
-    found = gather_tiny()(None)
+    found = build_tiny()(None)
     sources = found.experiment.sources._replace(validation=lambda: few)
     found = replace(found, experiment=replace(found.experiment, sources=sources))
     with pytest.raises(ValueError, match=r"at least one batch \(8\) of validation records, got 4"):
@@ -160,8 +160,10 @@ def test_a_state_that_is_not_finite_is_not_saved_when_the_machine_goes_away_eith
         return {name: value + jnp.sqrt(zero) for name, value in values.items()}, metrics
 
     monkeypatch.setattr(CheckpointManager, "should_save", lambda self, step: True)  # as if it were preempted
-    with pytest.raises(FloatingPointError, match="got a state that isn't at step 1; start in a new --workdir"):
-        train(tmp_path / "run", gather_tiny(loss=ruinous), log_every_steps=12, checkpoint_every_steps=12)
+    with pytest.raises(
+        FloatingPointError, match="got a state with NaN or infinity at step 1; start in a new --workdir"
+    ):
+        train(tmp_path / "run", build_tiny(loss=ruinous), log_every_steps=12, checkpoint_every_steps=12)
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
@@ -189,7 +191,7 @@ def test_steps_that_cannot_be_watched_are_refused(tmp_path, steps):
 def test_less_than_no_worker_process_is_refused(tmp_path):
     config = make_config(num_workers=-1)
     with pytest.raises(ValueError, match="config.num_workers of at least 0, got -1"):
-        train_run(config, tmp_path / "run", started=time.perf_counter(), gather=gather_tiny())
+        train_run(config, tmp_path / "run", started=time.perf_counter(), build=build_tiny())
 
 
 def test_the_next_batch_is_fetched_before_the_step_is_waited_for(tmp_path, monkeypatch):

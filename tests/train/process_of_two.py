@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from pidiff_jax.runs.training import train_run
-from tests.train.tiny_training import TWO_PROCESSES, gather_tiny, make_config
+from tests.train.tiny_training import TWO_PROCESSES, build_tiny, make_config
 
 
 def main(port: int, index: int, directory: Path) -> None:
@@ -19,8 +19,8 @@ def main(port: int, index: int, directory: Path) -> None:
     workdir, now = directory / "two", time.perf_counter()
     # Only the clock of process 0 says that the time is over; both have to stop, or they wait for each other for ever.
     begun = now - 1000.0 * (index == 0)
-    train_run(make_config(**TWO_PROCESSES, max_seconds=500.0), workdir, started=begun, gather=gather_tiny())
-    train_run(make_config(**TWO_PROCESSES), workdir, started=now, gather=gather_tiny())
+    train_run(make_config(**TWO_PROCESSES, max_seconds=500.0), workdir, started=begun, build=build_tiny())
+    train_run(make_config(**TWO_PROCESSES), workdir, started=now, build=build_tiny())
 
 
 if __name__ == "__main__":

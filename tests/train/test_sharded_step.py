@@ -17,7 +17,7 @@ from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train.step import compile_train_step, make_train_step
-from tests.train.tiny_training import LOSS_WEIGHTS, gather_tiny, loss_fn, make_batch, make_config, start
+from tests.train.tiny_training import LOSS_WEIGHTS, build_tiny, loss_fn, make_batch, make_config, start
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
@@ -100,6 +100,6 @@ def test_two_processes_train_stop_and_resume_as_one(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "history.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and {3, 4, 6, 8, 9, 12} <= set(steps)
 
-    train_run(make_config(), tmp_path / "one", started=time.perf_counter(), gather=gather_tiny())
+    train_run(make_config(), tmp_path / "one", started=time.perf_counter(), build=build_tiny())
     one, two = (load_parameters(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
     assert_close(two, one)

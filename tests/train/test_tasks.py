@@ -16,8 +16,8 @@ from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_sh
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.train.identity_task import Dropout, IdentityTask, perturb_wplus
-from pidiff_jax.worlds.portraits.trainings.judges import RecogniserTask, SceneTask, SegmenterTask
-from pidiff_jax.worlds.portraits.trainings.wplus import jitter_colours, warp_shape
+from pidiff_jax.worlds.portraits.tasks.judges import RecogniserTask, SceneTask, SegmenterTask
+from pidiff_jax.worlds.portraits.tasks.wplus import jitter_colours, warp_shape
 from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
 
 KEY = jax.random.key(0)

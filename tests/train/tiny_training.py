@@ -14,7 +14,7 @@ from data_pipeline.sources import ArraySource
 from pidiff_jax.models.layers import Conv, Dense, GroupNorm
 from pidiff_jax.optim.groups import GroupedOptimizer, GroupSpec, make_optimizer
 from pidiff_jax.optim.rules import ParameterRule, assign_groups, split
-from pidiff_jax.runs.training import Ingredients
+from pidiff_jax.runs.training import RunParts
 from pidiff_jax.sharding.rules import infer_shardings, place
 from pidiff_jax.train.experiment import Experiment, Sources, Weights
 from pidiff_jax.train.state import TrainState, init_state
@@ -103,7 +103,6 @@ def make_experiment(loss=loss_fn, after=None) -> Experiment:
         return NETWORK.init(jax.random.key(7), *map(jnp.asarray, make_batch(0).values()))["params"]
 
     return Experiment(
-        name="tiny",
         shapes=jax.eval_shape(init),
         load=lambda: Weights(nn.unbox(init()), fingerprints={"base": "abc"}),
         losses=loss,
@@ -115,6 +114,6 @@ def make_experiment(loss=loss_fn, after=None) -> Experiment:
     )
 
 
-def gather_tiny(**options):
-    """In place of `runs.training.gather`; options: see `make_experiment`."""
-    return lambda config: Ingredients(make_experiment(**options))
+def build_tiny(**options):
+    """In place of `runs.training.build_parts`; options: see `make_experiment`."""
+    return lambda config: RunParts(make_experiment(**options))

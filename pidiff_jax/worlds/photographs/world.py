@@ -86,7 +86,7 @@ class PhotographsWorld:
     def held_out(self, split: str) -> None:
         """Nobody judges photographs yet."""
 
-    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+    def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """None: its weights come from others."""
         return {}
 

@@ -22,6 +22,8 @@ class HeldOutPortraits:
     """People and prompts of a split; see `evaluation.subjects.HeldOut`."""
 
     def __init__(self, split: str):
+        if split not in ("validation", "test"):
+            raise ValueError(f"expected the split 'validation' or 'test', got {split!r}; others are trained on")
         self.split = split
 
     def judges(self) -> Judges:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from pidiff_jax.worlds.portraits.shapes import Canvas, Plane, Scalar, ellipse, ramp, rounded_box
+from pidiff_jax.worlds.portraits.canvas import Canvas, Plane, Scalar, ellipse, ramp, rounded_box
 
 RESOLUTION_PX = 64
 
 View = Literal["aligned", "wild"]
 
-# The colours of walls and shirts, in the order of `portraits.COLOURS`.
+# The colours of walls and shirts, in the order of `renderer.COLOURS`.
 _PALETTE = (
     np.array(
         [
@@ -116,9 +116,9 @@ class _Paints(NamedTuple):
 def paint_portrait(
     face: Face, pose: Pose, scene: Int[Array, "3"], background_key: Key[Array, ""], view: View
 ) -> tuple[Float[Array, "h w 3"], Plane, Float[Array, "5 2"]]:
-    """Pixels in [0, 1], head mask in [0, 1] and landmarks (x, y) in pixels of one picture, as `portraits.Picture` has them.
+    """Pixels in [0, 1], head mask in [0, 1] and landmarks (x, y) in pixels of one picture, as `renderer.Picture` has them.
 
-    scene: indices into `portraits.SCENE_ATTRIBUTES`; the aligned view shows none of it. background_key: where stripes
+    scene: indices into `renderer.SCENE_ATTRIBUTES`; the aligned view shows none of it. background_key: where stripes
     and dots of the wall begin and how large they are.
     """
     grid = jnp.arange(RESOLUTION_PX, dtype=jnp.float32) + 0.5

@@ -5,7 +5,7 @@ clothes and background. There are two views, as in the real method: *aligned* fa
 W+ encoder reads, and *wild* pictures with a caption, which the diffusion model learns to draw. Everything is a pure
 function of (person id, picture id), so any part of the world can be made again anywhere.
 
-How a picture is painted, once it is known what is in it: `portraits_painter.py`.
+How a picture is painted, once it is known what is in it: `painter.py`.
 """
 
 import functools

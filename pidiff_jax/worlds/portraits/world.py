@@ -95,8 +95,8 @@ class PortraitsWorld:
         """See `World.held_out`."""
         return HeldOutPortraits(split)
 
-    def trainings(self) -> Mapping[str, Callable[[Any], Experiment]]:
+    def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """The tasks that make the shipped weights."""
-        from pidiff_jax.worlds.portraits.trainings import BUILDERS
+        from pidiff_jax.worlds.portraits.tasks import BUILDERS
 
         return BUILDERS

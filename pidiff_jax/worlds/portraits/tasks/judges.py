@@ -14,7 +14,7 @@ from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.train.step import LossFn
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.sources import mask_source, pair_source, picture_source
-from pidiff_jax.worlds.portraits.trainings.common import (
+from pidiff_jax.worlds.portraits.tasks.common import (
     BYTE_PICTURE,
     ONE_PICTURE,
     PICTURE_RECORD,

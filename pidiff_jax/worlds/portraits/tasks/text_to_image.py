@@ -18,8 +18,8 @@ from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.train.identity_task import sample_latents
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.sources import caption_source, encode_latents
+from pidiff_jax.worlds.portraits.tasks.common import weights_experiment
 from pidiff_jax.worlds.portraits.tokenizer import TEXT_LENGTH
-from pidiff_jax.worlds.portraits.trainings.common import weights_experiment
 from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
 
 

@@ -12,7 +12,7 @@ from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.sources import picture_source
-from pidiff_jax.worlds.portraits.trainings.common import ONE_PICTURE, PICTURE_RECORD, weights_experiment
+from pidiff_jax.worlds.portraits.tasks.common import ONE_PICTURE, PICTURE_RECORD, weights_experiment
 
 
 def gradient_difference(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:

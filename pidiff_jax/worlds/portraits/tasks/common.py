@@ -51,7 +51,6 @@ def weights_experiment(
             save_weights(path, params, card)
 
     return Experiment(
-        name=config.task,
         shapes=jax.eval_shape(init),
         load=lambda: Weights(nn.meta.unbox(finish_init(init()))),
         losses=losses,

@@ -18,8 +18,8 @@ from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.sources import picture_source
-from pidiff_jax.worlds.portraits.trainings.autoencoder import gradient_difference
-from pidiff_jax.worlds.portraits.trainings.common import (
+from pidiff_jax.worlds.portraits.tasks.autoencoder import gradient_difference
+from pidiff_jax.worlds.portraits.tasks.common import (
     ONE_PICTURE,
     PICTURE_RECORD,
     calibrated,

@@ -1,9 +1,9 @@
 """The runs that make the embedded world's own weights, one file each: the losses, and how the config becomes a run."""
 
-from pidiff_jax.worlds.portraits.trainings.autoencoder import build_autoencoder
-from pidiff_jax.worlds.portraits.trainings.judges import build_recogniser, build_scenes, build_segmenter
-from pidiff_jax.worlds.portraits.trainings.text_to_image import build_text_to_image
-from pidiff_jax.worlds.portraits.trainings.wplus import build_wplus
+from pidiff_jax.worlds.portraits.tasks.autoencoder import build_autoencoder
+from pidiff_jax.worlds.portraits.tasks.judges import build_recogniser, build_scenes, build_segmenter
+from pidiff_jax.worlds.portraits.tasks.text_to_image import build_text_to_image
+from pidiff_jax.worlds.portraits.tasks.wplus import build_wplus
 
 BUILDERS = {
     "autoencoder": build_autoencoder,
