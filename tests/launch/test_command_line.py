@@ -73,7 +73,7 @@ finally:
     print("jax" in sys.modules, file=sys.stderr)
 """
     result = call_script(script, "--help")
-    assert result.stderr == "False\n"
+    assert result.stderr == "False\n" and result.returncode == 0
     for flag in ("--compilation_cache:", "--config:" if command == "train" else "--output:"):
         assert flag in result.stdout
     assert ("--config.KEY=VALUE" in result.stdout) == (command == "train")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launch.compilation_cache import OFF, cache_folder
+from launch.compilation_cache import OFF, cache_folder, use_compilation_cache
 from tests.launch.test_command_line import call_script
 
 COMPILE = """
@@ -70,6 +70,17 @@ def test_a_folder_that_can_not_be_made_is_a_warning(tmp_path):
     assert (
         result.stderr.startswith("warning: expected a folder for compiled programs") and result.stderr.count("\n") == 1
     )
+
+
+def test_a_user_without_a_home_is_warned_and_goes_on(monkeypatch, capsys):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    for name in ("PIDIFF_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    use_compilation_cache(None)
+    assert "got: Could not determine home directory.; going on without" in capsys.readouterr().err
 
 
 def test_a_program_that_was_not_written_to_its_end_is_written_again(tmp_path):

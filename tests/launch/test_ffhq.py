@@ -155,8 +155,24 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
     np.testing.assert_allclose(attention.sum((1, 2)), 1.0, rtol=1e-3)
     with pytest.raises(ValueError, match="expected as many texts as W\\+ codes, or one of either, got 2 and 3"):
         opened.draw(np.ones((3, 18, 512), np.float32), ["a photo", "a person"])
-    with pytest.raises(ValueError, match="the checkpoint of step 3"):
-        open_run(run, step=3)
+    with pytest.raises(ValueError, match="expected a list of texts, got the text 'a photo'"):
+        opened.draw(np.ones((1, 18, 512), np.float32), "a photo")
+    for options, message in (
+        ({"step": 3}, "the checkpoint of step 3"),
+        ({"overrides": {"sampling.nun_steps": 3}}, "got 'sampling.nun_steps'; did you mean 'sampling.num_steps'?"),
+        ({"overrides": {"sampling.num_steps": "many"}}, "expected values of the config's own types"),
+        (
+            {"overrides": {"sampling.num_steps": 0}},
+            "config.sampling.num_steps: expected 1 to 1000 sampling steps, got 0",
+        ),
+        (
+            {"overrides": {"mapper_tokens_per_group": 2}},
+            "expected the parameters that the config trains, .* mapper/proj_0",
+        ),
+        ({"overrides": {"base.path": base.parent}}, "base model: expected a Stable Diffusion folder"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            open_run(run, **options)
 
 
 @pytest.mark.full

@@ -136,6 +136,20 @@ def test_two_programs_do_not_share_a_folder(tmp_path):
     train(tmp_path / "run")
 
 
+def test_a_start_that_fails_does_not_keep_the_folder(tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+
+    def fail(config):
+        raise ValueError("no such base")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such base"):
+            train(tmp_path / "run", fail)
+    other = Workdir(tmp_path / "run", make_config())
+    assert other.check() is False
+    other.release()
+
+
 def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_built(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

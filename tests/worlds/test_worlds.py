@@ -33,6 +33,18 @@ assert not [name for name in sys.modules if name.startswith("pidiff_jax.worlds.{
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
 
 
+def test_a_config_of_another_world_is_refused_with_the_key_that_it_lacks():
+    config = get_config("quickstart")
+    config.world = "photographs"
+    with pytest.raises(ValueError, match="a config for the world 'photographs', got one without a key: .*wplus_layers"):
+        open_world(config)
+
+
+def test_people_that_are_trained_on_are_not_held_out():
+    with pytest.raises(ValueError, match="expected the split 'validation' or 'test', got 'train'"):
+        open_world(get_config("quickstart")).held_out("train")
+
+
 def test_weights_that_are_not_there_are_named_before_anything_is_built():
     config = get_config("quickstart")
     config.base.path = "sd15"
