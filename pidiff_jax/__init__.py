@@ -5,7 +5,7 @@ Open a run, draw a person, save the picture:
     >>> from pidiff_jax import open_run, save_png
     >>> run = open_run("runs/quickstart")
     >>> person = run.world.held_out("test").people(1)
-    >>> pixels, attention = run.draw(person.wplus, ["a person in a red shirt before a blue striped wall"], seed=1)
+    >>> pixels, attention = run.draw(person.wplus, ["a person in a red shirt before a blue striped wall"], seed=2)
     >>> save_png("person.png", pixels[0])
 """
 

@@ -121,7 +121,7 @@ def open_run(
     Example:
         >>> run = open_run("runs/quickstart")
         >>> people = run.world.held_out("test").people(4)
-        >>> pixels, _ = run.draw(people.wplus, ["a person in a red shirt before a blue striped wall"], seed=1)
+        >>> pixels, _ = run.draw(people.wplus, ["a person in a red shirt before a blue striped wall"], seed=2)
 
     Raises:
         FileNotFoundError: there is no run, or its base is no longer where it was.
