@@ -142,7 +142,7 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
     if settings.profile_steps is not None:
         first_step, last_step = settings.profile_steps
         profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
-        profiler.start_if_due(run.step + 1)
+        profiler.start_if_due(run.step + 1, is_last=run.step >= settings.num_steps)
         hooks.insert(0, profiler)
     hooks.append(ValidationHook(run, history.write))
     if evaluator is not None:
@@ -167,11 +167,11 @@ def _tell_first_step(started: float) -> Hook:
 
 def _finish(run: TrainingRun, folder: Workdir, facts: dict[str, Any], history: HistoryHook) -> None:
     """Writes what the run was for, and that it is complete."""
-    if run.plan.experiment.write_results is not None:
+    if run.plan.experiment.write_weights is not None:
         reports = history.reports()
         last = reports[-1] if reports else {}
         scores = {name: value for name, value in last.items() if name.startswith("validation/")}
-        run.plan.experiment.write_results(folder.path, run.params, {**facts, "scores": scores, "config": folder.config})
+        run.plan.experiment.write_weights(folder.path, run.params, {**facts, "scores": scores, "config": folder.config})
     folder.write(COMPLETE, facts)
 
 

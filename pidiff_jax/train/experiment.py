@@ -46,7 +46,7 @@ class Experiment:
     loss_weights: name -> weight of the losses that are summed.
     record: shape and dtype of a record's fields, as the model was made for; data of other latent sizes may come.
     frozen_dtype: what frozen parameters are kept in; None keeps theirs.
-    write_results: `(folder, params, card)` writes what a finished run is for beside its checkpoints, unless it is there;
+    write_weights: `(folder, params, card)` writes what a finished run is for beside its checkpoints, unless it is there;
         None writes nothing.
     """
 
@@ -59,7 +59,7 @@ class Experiment:
     sources: Sources
     record: Mapping[str, jax.ShapeDtypeStruct]
     frozen_dtype: DTypeLike | None = None
-    write_results: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None] | None = None
+    write_weights: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,15 +56,15 @@ class LoopSettings:
                 f"expected a config.batch_size that {jax.process_count()} processes can share, got {self.batch_size}; "
                 "choose a multiple"
             )
-        _check_profile_steps(self.profile_steps)
+        _check_profile_steps(self.profile_steps, self.num_steps)
 
 
-def _check_profile_steps(steps: tuple[int, ...] | None) -> None:
+def _check_profile_steps(steps: tuple[int, ...] | None, num_steps: int) -> None:
     if steps is None:
         return
     whole = len(steps) == 2 and all(isinstance(step, int) for step in steps)
-    if not whole or not 1 <= steps[0] <= steps[1]:
+    if not whole or not 1 <= steps[0] <= steps[1] <= num_steps:
         raise ValueError(
-            f"expected config.profile_steps like (11, 15), the first and the last update to watch, or None, got {steps}; "
-            "correct it"
+            f"expected config.profile_steps like (11, 15), the first and the last of the {num_steps} updates to watch, or "
+            f"None, got {steps}; correct it"
         )

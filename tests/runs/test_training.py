@@ -195,7 +195,7 @@ def test_the_profiler_leaves_a_trace_that_tensorboard_reads(tmp_path):
     assert trace.stat().st_size > 0
 
 
-@pytest.mark.parametrize("steps", [(3,), (0, 4), (4, 3), (1, 2, 3)])
+@pytest.mark.parametrize("steps", [(3,), (0, 4), (4, 3), (1, 2, 3), (11, 13)])
 def test_steps_that_cannot_be_watched_are_refused(tmp_path, steps):
     with pytest.raises(ValueError, match=r"expected config.profile_steps like \(11, 15\)"):
         train(tmp_path / "run", profile_steps=steps)

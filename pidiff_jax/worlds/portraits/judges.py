@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +46,13 @@ class HeldOutPortraits:
         return held_out_prompts(count, self.split)
 
 
-def load_judges(folder: Path | str | None = None) -> Judges:
-    """The shipped recogniser, scene classifier and segmenter, or those of `folder`.
+def load_judges() -> Judges:
+    """The shipped recogniser, scene classifier and segmenter.
 
     Raises:
         FileNotFoundError: a file of weights is missing.
     """
-    weights = {name: load_weights(name, folder)[name] for name in ("recogniser", "scenes", "segmenter")}
+    weights = {name: load_weights(name)[name] for name in ("recogniser", "scenes", "segmenter")}
     recogniser, classifier = ArcFace(networks.RECOGNISER), ArcFace(networks.SCENES)
     segmenter = Segmenter(networks.SEGMENTER)
 

@@ -75,9 +75,9 @@ def encode_latents(vae: AutoencoderKL, params: Mapping[str, Any]) -> EncodeFn:
     return lambda pixels: vae.apply({"params": params}, pixels, method="encode")
 
 
-def load_wplus_encoder(folder: Path | str | None = None) -> EncodeFn:
-    """The shipped W+ encoder, or that of `folder`, as a function of aligned faces in [-1, 1]."""
-    weights = load_weights("wplus", folder)
+def load_wplus_encoder() -> EncodeFn:
+    """The shipped W+ encoder, as a function of aligned faces in [-1, 1]."""
+    weights = load_weights("wplus")
     encoder = E4eEncoder(networks.ENCODER)
     return lambda pixels: encode_wplus(encoder, weights["encoder"], weights["latent_avg"], pixels)
 

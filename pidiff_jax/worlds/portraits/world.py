@@ -1,7 +1,7 @@
 """The embedded world as a world: it renders its data, and its judges score."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -61,9 +61,12 @@ class PortraitsWorld:
         rendered = {split: partial(self._render, split, *each) for split, each in numbers.items()}
         folder = data.cache
 
+        @cache  # its hashes are taken once for both splits
+        def openers() -> OpenFns:
+            return rendered if folder is None else self._cached(folder, numbers, rendered)
+
         def open_split(split: str) -> Source:
-            sources = rendered if folder is None else self._cached(folder, numbers, rendered)
-            source = sources[split]()
+            source = openers()[split]()
             validate_record(source[0], expected=record)
             return source
 

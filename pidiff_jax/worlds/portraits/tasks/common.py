@@ -57,7 +57,7 @@ def weights_experiment(
         **trained_parts(config),
         sources=sources,
         record=record,
-        write_results=write,
+        write_weights=write,
     )
 
 
