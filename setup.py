@@ -19,7 +19,7 @@ setup(
     package_data={"pidiff_jax": ["worlds/portraits/weights/*", "evaluation/report/*.j2"]},
     install_requires=[
         "absl-py>=2.1",
-        "filelock>=3.12",
+        "filelock>=3.30",
         "flax>=0.12,<0.13",
         "grain>=0.2.15",
         "importlib_resources>=6.4",  # tensorflow-datasets needs it and does not say so

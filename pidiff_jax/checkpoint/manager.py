@@ -17,15 +17,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from pidiff_jax.checkpoint import data_state as data_states
+from pidiff_jax.checkpoint.stepping_back import CheckpointMismatchError, read_newest
 from pidiff_jax.paths import flatten, leaves_by_path, unflatten
 
 ARRAY_ITEMS = ("trainable", "ema", "optimizer")
 JSON_ITEMS = ("data", "metadata")
 RECORDED_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-class CheckpointMismatchError(ValueError):
-    """The checkpoint is sound, but belongs to another model, optimizer or frozen base than this run."""
 
 
 @runtime_checkable
@@ -137,23 +134,14 @@ class CheckpointManager:
             CheckpointMismatchError: the checkpoint has other parameters or frozen weights than this run.
             ValueError: no checkpoint can be read, or another number of processes saved it.
         """
-        failures: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            try:
-                metadata, data, state = self._read(step, target)
-            except CheckpointMismatchError:
-                raise
-            except Exception as error:  # noqa: BLE001 (Orbax raises bare exceptions for damaged files)
-                failures[step] = self._failure(step, error)
-                continue
-            self._set_aside(failures)
-            return Restored(step, state, data_states.unpack(data), metadata)
-        if failures:
-            reasons = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
-            raise ValueError(
-                f"expected a readable checkpoint in {self._directory}, got {reasons}; start in a new directory"
-            )
-        return None
+        steps = self.steps()
+        if not steps:
+            return None
+        step, (metadata, data, state), failures = read_newest(
+            self._directory, steps, lambda step: self._read(step, target)
+        )
+        self._set_aside(failures)
+        return Restored(step, state, data_states.unpack(data), metadata)
 
     def _read(self, step: int, target: State) -> tuple[dict[str, Any], list[Any], Any]:
         texts = self._restore(step, **{name: ocp.args.JsonRestore() for name in JSON_ITEMS})
@@ -189,15 +177,6 @@ class CheckpointManager:
                 f"expected to resume from {self._directory / str(step)} with its own {what}, got differences at "
                 f"{'; '.join(different[:6])}{more}; use the config and weights that the run began with, or a new workdir"
             )
-
-    def _failure(self, step: int, error: Exception) -> str:
-        reason = " ".join(str(error).split())[:160]
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"expected a readable checkpoint, got {self._directory / str(step)}: {reason}; move it away to resume "
-                "from the one before"
-            ) from error
-        return reason
 
     def _set_aside(self, failures: Mapping[int, str]) -> None:
         for step, reason in failures.items():

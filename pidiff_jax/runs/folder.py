@@ -22,7 +22,11 @@ FREE_KEYS = re.compile(
     r"(log|validate|checkpoint)_every_steps|num_checkpoints|max_seconds|num_workers|profile_steps|mesh\..*|sampling\..*|"
     r"evaluation\..*|base\.(path|variant)|data\.(path|cache)"
 )
-_LEFT_OVER = re.compile(rf"\.lock|{re.escape(CONFIG)}\.tmp\d*")  # by a start that was killed
+LEASE = ".lease"
+_LEFT_OVER = re.compile(rf"\.lock|{re.escape(LEASE)}.*|{re.escape(CONFIG)}\.tmp\d*")  # by a start that was killed
+# A program that shows no sign of life for so long has lost its folder; it shows one every third of this.
+LEASE_SECONDS = 60.0
+_WAIT_SECONDS = LEASE_SECONDS + 5.0
 
 
 class Workdir:
@@ -35,7 +39,7 @@ class Workdir:
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path, self.config = Path(path), json.loads(config.to_json_best_effort())
-        self._lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        self._lease = filelock.SoftFileLease(self.path / LEASE, lease_duration=LEASE_SECONDS, timeout=0)
 
     def check(self) -> bool:
         """Checks that the folder is free or belongs to the same config; returns whether the run is complete.
@@ -67,17 +71,45 @@ class Workdir:
             multihost_utils.sync_global_devices("workdir")
 
     def _acquire(self) -> None:
+        """Takes the folder by a lease, which another program can take over once it shows no sign of life.
+
+        A lock of the file system won't do: some have none, some keep out the same host only, and where it is a file, it stays
+        when its holder is killed.
+        """
+        if self._lease.is_locked:
+            return
         try:
-            self._lock.acquire()
+            self._lease.acquire(timeout=1.0)  # time enough to take over from a dead process of this host
         except filelock.Timeout:
-            raise ValueError(
-                f"expected {self.path} to be free, got a training run that is under way there; wait for it, or choose "
-                "another --workdir"
-            ) from None
+            print(f"waiting up to {_WAIT_SECONDS:.0f} s to see whether {self._owner()} is still at work", flush=True)
+            try:
+                self._lease.acquire(timeout=_WAIT_SECONDS)
+            except filelock.Timeout:
+                raise ValueError(
+                    f"expected {self.path} to be free, got a training run that is under way there ({self._owner()}); wait for "
+                    f"it, or choose another --workdir, or, if it is certain that this process is gone, remove "
+                    f"{self.path / LEASE}"
+                ) from None
+
+    def _owner(self) -> str:
+        owner = self._lease.owner
+        return f"process {owner.pid} on {owner.hostname}" if owner else f"the program that wrote {self.path / LEASE}"
+
+    def check_lease(self) -> None:
+        """Checks that no other program has taken the folder over, as one may after this one has stood still for a minute.
+
+        Raises:
+            OSError: one has; this program must write nothing more there.
+        """
+        if self._lease.is_locked and self._lease.owner is not None and not self._lease.is_lock_held_by_us:
+            raise OSError(
+                f"expected {self.path} to be this program's, got {self._owner()}, which took it over while this one stood "
+                "still; leave it to that one"
+            )
 
     def release(self) -> None:
         """Lets other programs in."""
-        self._lock.release(force=True)
+        self._lease.release(force=True)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a JSON file in one piece."""

@@ -138,7 +138,7 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
     report(run.plan.parameter_table)
     history = HistoryHook(folder.path, started)
     # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is saved.
-    hooks: list[Hook] = [_tell_first_step(started), history, CheckpointHook(manager)]
+    hooks: list[Hook] = [_tell_first_step(started), history, CheckpointHook(manager, folder.check_lease)]
     if settings.profile_steps is not None:
         first_step, last_step = settings.profile_steps
         profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)

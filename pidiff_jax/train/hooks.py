@@ -75,12 +75,14 @@ class PreviewHook:
 class CheckpointHook:
     """Saves the state and the position in the data when a save is due, also when the machine is about to go away.
 
+    check: called before a save; what it raises keeps the state from being saved.
+
     Raises:
         FloatingPointError: the state isn't finite; then it isn't saved.
     """
 
-    def __init__(self, manager: CheckpointManager):
-        self.manager = manager
+    def __init__(self, manager: CheckpointManager, check: Callable[[], None]):
+        self.manager, self.check = manager, check
 
     def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
         if self.manager.should_save(step) or is_last:
@@ -88,6 +90,7 @@ class CheckpointHook:
 
     def save(self, run: TrainingRun) -> None:
         """Saves now."""
+        self.check()
         if not bool(_all_finite(run.state)):
             raise diverged("a state with NaN or infinity", run.step)
         self.manager.save(run.state, run.data_state)

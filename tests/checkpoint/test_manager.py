@@ -1,5 +1,7 @@
 """Checkpoints come back whole, on any mesh; foreign or damaged ones are told apart."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,22 +107,93 @@ def test_another_parameter_layout_is_refused_by_name(tmp_path, state):
             checkpoints.restore_latest(state.replace(ema=None))
 
 
-@pytest.mark.parametrize("damage", ["metadata", "data", "trainable"])
-def test_a_damaged_newest_checkpoint_is_left_out_and_kept_aside(tmp_path, state, damage):
-    with open_manager(tmp_path) as checkpoints:
+def empty(item):
+    def damage(checkpoint):
+        for file in sorted((checkpoint / item).rglob("*")):
+            if file.is_file():
+                file.unlink()
+
+    return damage
+
+
+def only_a_folder(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def cut_short(name):
+    def damage(checkpoint):
+        (file,) = checkpoint.glob(name)
+        file.write_bytes(file.read_bytes()[:40])
+
+    return damage
+
+
+def without_its_facts(checkpoint):
+    (checkpoint / "metadata" / "metadata").write_text("{}", encoding="utf-8")
+
+
+DAMAGES = {
+    "empty metadata": empty("metadata"),
+    "empty average": empty("ema"),
+    "only a folder": only_a_folder,
+    "_METADATA cut short": cut_short("ema/_METADATA"),
+    "metadata cut short": cut_short("metadata/metadata"),
+    "manifest cut short": cut_short("ema/manifest.ocdbt"),
+    "no facts": without_its_facts,
+    "no average": lambda checkpoint: shutil.rmtree(checkpoint / "ema"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory, state):
+    directory = tmp_path_factory.mktemp("two")
+    with open_manager(directory) as checkpoints:
         checkpoints.save(at_step(state, 2))
         checkpoints.save(at_step(state, 4))
-    for file in sorted((tmp_path / "4" / damage).rglob("*")):
-        if file.is_file():
-            file.unlink()
-    with open_manager(tmp_path) as checkpoints:
+    return directory
+
+
+@pytest.fixture(params=[*DAMAGES])
+def damaged(request, two_checkpoints, tmp_path):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    DAMAGES[request.param](tmp_path / "run" / "4")
+    return tmp_path / "run"
+
+
+# TensorStore reads on for a moment after Orbax has given up a cut manifest.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_newest_checkpoint_is_left_out_and_kept_aside(damaged, state):
+    with open_manager(damaged) as checkpoints:
         with pytest.warns(UserWarning, match=r"4 is damaged .*renamed to damaged-4"):
             restored = checkpoints.restore_latest(state)
         assert restored.step == 2
-        assert (tmp_path / "damaged-4").is_dir()
+        assert_same(restored.state, at_step(state, 2))
+        assert (damaged / "damaged-4").is_dir()
         assert checkpoints.save(at_step(state, 4))
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whoever_only_reads_steps_back_too_and_moves_nothing(damaged, state):
+    with pytest.warns(UserWarning, match=r"4 is damaged \(.+\); went back to step 2"):
+        average, metadata = load_parameters(damaged)
+    assert metadata["step"] == 2
+    assert_same(average, jax.tree.map(np.asarray, at_step(state, 2).ema))
+    assert (damaged / "4").is_dir()
+    with pytest.raises(ValueError, match=r"expected a readable checkpoint, got .*4: .+; choose another step of \[2, 4\]"):
+        load_parameters(damaged, step=4)
+    assert load_parameters(damaged, step=2)[1]["step"] == 2
+
+
+@pytest.mark.parametrize("item", ["data", "optimizer"])
+def test_what_only_a_training_needs_may_be_damaged_for_a_reader(two_checkpoints, tmp_path, state, item):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    empty(item)(tmp_path / "run" / "4")
+    assert load_parameters(tmp_path / "run")[1]["step"] == 4
+    with open_manager(tmp_path / "run") as checkpoints, pytest.warns(UserWarning, match="renamed to damaged-4"):
+        assert checkpoints.restore_latest(state).step == 2
 
 
 def test_if_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, state):

@@ -1,6 +1,10 @@
 """A whole run of a tiny model: interrupted, resumed, stopped by time, refused."""
 
 import json
+import os
+import platform
+import re
+import threading
 import time
 from dataclasses import replace
 
@@ -13,6 +17,7 @@ from data_pipeline.sources import ArraySource
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.paths import flatten
+from pidiff_jax.runs import folder as folders
 from pidiff_jax.runs.folder import Workdir
 from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.rules import shard_batch
@@ -126,14 +131,77 @@ def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(
     assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
 
 
-def test_two_programs_do_not_share_a_folder(tmp_path):
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(folders, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(folders, "_WAIT_SECONDS", 3.0)
+
+
+def test_two_programs_do_not_share_a_folder(tmp_path, short_lease, capsys):
     train(tmp_path / "run", max_seconds=0.0)
     other = Workdir(tmp_path / "run", make_config())
     assert other.check() is False  # and takes the folder
-    with pytest.raises(ValueError, match="got a training run that is under way there"):
+    here = re.escape(f"process {os.getpid()} on {platform.node()}")
+    with pytest.raises(ValueError, match=rf"under way there \({here}.*\); .* remove .*run/\.lease"):
         train(tmp_path / "run")
+    assert "waiting up to" in capsys.readouterr().out
     other.release()
     train(tmp_path / "run")
+
+
+def on_another_host(lease):
+    lease.write_text(re.sub("host=.*", "host=another-host", lease.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.fixture
+def left_by_another_host(tmp_path, short_lease):
+    """A folder whose run was killed on a host that nobody here can ask."""
+    train(tmp_path / "run", max_seconds=0.0)
+    killed = Workdir(tmp_path / "run", make_config())
+    killed.check()
+    marker = (tmp_path / "run" / ".lease").read_text(encoding="utf-8")
+    killed.release()
+    (tmp_path / "run" / ".lease").write_text(marker, encoding="utf-8")
+    on_another_host(tmp_path / "run" / ".lease")
+    return tmp_path / "run"
+
+
+def test_a_run_that_was_killed_on_another_host_can_be_gone_on_with(left_by_another_host, capsys):
+    train(left_by_another_host)
+    assert re.search(r"see whether process \d+ on another-host is still at work", capsys.readouterr().out)
+    assert (left_by_another_host / "complete.json").exists()
+    assert not (left_by_another_host / ".lease").exists()
+
+
+def test_a_run_that_is_alive_on_another_host_is_left_alone(left_by_another_host):
+    stop = threading.Event()
+
+    def heartbeat():
+        while not stop.wait(0.2):
+            os.utime(left_by_another_host / ".lease")
+
+    thread = threading.Thread(target=heartbeat)
+    thread.start()
+    try:
+        with pytest.raises(ValueError, match=r"under way there \(process \d+ on another-host\)"):
+            train(left_by_another_host)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_program_whose_folder_was_taken_over_saves_nothing_more(tmp_path, short_lease):
+    steps = 0
+
+    def take_over():
+        nonlocal steps
+        steps += 1
+        if steps == 30:
+            on_another_host(tmp_path / "run" / ".lease")
+
+    with pytest.raises(OSError, match="got process .* on another-host, which took it over"):
+        train(tmp_path / "run", build_tiny(after=take_over), checkpoint_every_steps=1)
+    assert not (tmp_path / "run" / "complete.json").exists()
 
 
 def test_a_start_that_fails_does_not_keep_the_folder(tmp_path):
