@@ -2,18 +2,26 @@
 
 import os
 import re
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from launch.experiment_file import load_config, override
+from pidiff_jax.locations import local_path
+from pidiff_jax.train.termination import Terminated, raise_when_told_to_end
 
 # A user's mistakes, and what their machine refuses; anything else is our defect and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
-_INTERRUPTED = 130  # the shell's status for a program ended by Ctrl-C
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+_OF_THE_MACHINE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")  # of XLA: memory, or other processes
+_ENDED_BY = 128  # plus a signal's number: the shell's status for a program that a signal ended
 _BAD_FLAG = 2
+_show_with_place = warnings.showwarning
 
 flags.disclaim_key_flags()  # --help of a command shows what this module defines as the command's own
 flags.DEFINE_string(
@@ -22,6 +30,24 @@ flags.DEFINE_string(
     "Folder where compiled programs are kept for the next start, or 'off'. By default what PIDIFF_COMPILATION_CACHE says, "
     "else JAX_COMPILATION_CACHE_DIR, else ~/.cache/pidiff_jax/compiled.",
 )
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path on this machine"
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str | Path) -> Path:
+        return local_path(argument, f"--{self.name}")
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, help: str, *, required: bool = False) -> flags.FlagHolder:
+    """Defines the flag of a file or folder; see `local_path`."""
+    return flags.DEFINE(_PathParser(name), name, None, help, required=required)
 
 
 class ConfigFlag:
@@ -66,33 +92,75 @@ def start(main: Callable[[], None], *, after_interrupt: str, config: ConfigFlag 
     A user's mistake ends in one line on stderr and exit status 1, or 2 if the command line is wrong. With the environment
     variable PIDIFF_TRACEBACK set, it keeps its traceback.
 
-    after_interrupt: how to go on after Ctrl-C.
+    after_interrupt: how to go on after Ctrl-C, or after a signal that ended the command.
     config: of the commands that have one.
     """
     flags.declare_key_flag("compilation_cache")
+    warnings.showwarning = _show_warning
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
     app.run(lambda _: _guarded(main, after_interrupt), flags_parser=lambda argv: _parse(argv, config))
 
 
 def _guarded(main: Callable[[], None], after_interrupt: str) -> None:
+    raise_when_told_to_end()
     try:
         _set_up_jax()
         main()
     except USER_ERRORS as error:
         _stop(error, status=1)
+    except RuntimeError as error:  # XLA has no finer kinds
+        if not str(error).startswith(_OF_THE_MACHINE):
+            raise
+        _stop(error, status=1)
     except KeyboardInterrupt:
-        print(f"interrupted; {after_interrupt}", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        _say_ended("interrupted", after_interrupt, signal.SIGINT)
+    except Terminated as ended:
+        _say_ended(f"ended by {ended}", after_interrupt, ended.number)
+
+
+def _say_ended(how: str, then: str, number: int) -> None:
+    print(f"{how}; {then}", file=sys.stderr)
+    sys.exit(_ENDED_BY + number)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In one line, without the place in our code, which says nothing to a user."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=file or sys.stderr)
+    else:
+        _show_with_place(message, category, filename, lineno, file, line)
 
 
 def _set_up_jax() -> None:
-    """Here and not at the top: --help and wrong flags need no JAX, which takes seconds to import."""
+    """Here and not at the top: --help and wrong flags need no JAX, which takes seconds to import.
+
+    Raises:
+        ValueError: the environment asks for devices that are not here, or for other processes wrongly.
+    """
+    import jax
+
     from launch.compilation_cache import use_compilation_cache
     from launch.processes import join_processes
 
     use_compilation_cache(flags.FLAGS.compilation_cache)
     join_processes()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a CPU-only JAX is asked for CUDA
+        chosen = os.environ.get("JAX_PLATFORMS")
+        asked = f"the devices of JAX_PLATFORMS={chosen}" if chosen else "a device that works"
+        raise ValueError(
+            f"expected {asked}, got: {str(error) or 'none of them'}; install the JAX for it, or set "
+            "JAX_PLATFORMS=cpu to go on without"
+        ) from error
 
 
 def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import filelock
 import jax
 
+from pidiff_jax.locations import local_path
+
 OFF = "off"
 VARIABLE = "PIDIFF_COMPILATION_CACHE"
 JAX_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -62,7 +64,7 @@ def cache_folder(chosen: str | None, environment: Mapping[str, str]) -> Path | s
     if not chosen and environment.get(JAX_VARIABLE):
         return None
     caches = Path(environment.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = Path(chosen).expanduser() if chosen else caches / "pidiff_jax" / "compiled"
+    folder = local_path(chosen, "--compilation_cache") if chosen else caches / "pidiff_jax" / "compiled"
     return folder.absolute() / _processor()
 
 

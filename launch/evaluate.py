@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from launch import command_line
 from launch.experiment_file import config_items
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run to score.", required=True)
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the results; it must not hold any yet.", required=True)
+WORKDIR = command_line.define_path("workdir", "Folder of the run to score.", required=True)
+OUTPUT = command_line.define_path("output", "Folder for the results; it must not hold any yet.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
 SPLIT = flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score; test by default.")
 # Key of the config -> the flag that overrides it; all are as in the config by default.
@@ -27,8 +27,8 @@ OVERRIDES = {
     "sampling.num_steps": flags.DEFINE_integer("sampling_steps", None, "Steps of the sampler."),
     "evaluation.num_people": flags.DEFINE_integer("num_people", None, "Held-out people."),
     "evaluation.num_prompts": flags.DEFINE_integer("num_prompts", None, "Held-out prompts."),
-    "base.path": flags.DEFINE_string("base_path", None, "Where the base model's folder is now, if it has moved."),
-    "data.path": flags.DEFINE_string("data_path", None, "Where the folder of records is now, if it has moved."),
+    "base.path": command_line.define_path("base_path", "Where the base model's folder is now, if it has moved."),
+    "data.path": command_line.define_path("data_path", "Where the folder of records is now, if it has moved."),
 }
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     from pidiff_jax.runs.saved_run import open_run, read_config
     from pidiff_jax.worlds import open_world
 
-    workdir, output, split = Path(WORKDIR.value), Path(OUTPUT.value), SPLIT.value or "test"
+    workdir, output, split = WORKDIR.value, OUTPUT.value, SPLIT.value or "test"
     config = read_config(workdir)
     world = open_world(config)
     overrides = checked_overrides(config, world.title, judged=world.held_out(split) is not None)
@@ -68,7 +68,8 @@ def checked_overrides(config: ConfigDict, title: str, judged: bool) -> dict[str,
     if wrong:
         listed = ", ".join(f"--{name}" for name in sorted(wrong))
         raise ValueError(f"expected no {listed} for a run {title}, which has nothing of the kind; leave it out")
-    return {key: flag.value for key, flag in given.items()}
+    values = {key: flag.value for key, flag in given.items()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def claim_output(output: Path, results: tuple[str, ...]) -> None:

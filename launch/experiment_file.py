@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from pidiff_jax.locations import local_path
+
 _TRUE, _FALSE = ("true", "t", "1"), ("false", "f", "0")
 
 
@@ -19,7 +21,7 @@ def load_config(chosen: str) -> ConfigDict:
         FileNotFoundError: there is no such file.
         ValueError: the file can't be run, or makes no config; a ValueError of its own is passed on as it is.
     """
-    path, _, part = chosen.partition(":")
+    path, _, part = str(local_path(chosen, "--config")).partition(":")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"expected a config file at {path}, found none; see experiments/")
     try:

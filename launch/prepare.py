@@ -3,23 +3,21 @@
 What the folder of photographs holds, and what the records hold, is in docs/data.md.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch import command_line
 
-PHOTOGRAPHS = flags.DEFINE_string(
-    "photographs", None, "Folder with photographs.jsonl and the files that it names.", required=True
+PHOTOGRAPHS = command_line.define_path(
+    "photographs", "Folder with photographs.jsonl and the files that it names.", required=True
 )
-BASE = flags.DEFINE_string(
-    "base", None, "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used.", required=True
+BASE = command_line.define_path(
+    "base", "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used.", required=True
 )
 VARIANT = flags.DEFINE_string("variant", None, "Of the VAE's weight files, such as fp16; the plain files by default.")
-E4E = flags.DEFINE_string(
-    "e4e", None, "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.", required=True
+E4E = command_line.define_path(
+    "e4e", "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.", required=True
 )
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the records; it must not exist yet.", required=True)
+OUTPUT = command_line.define_path("output", "Folder of the records; it must not exist yet.", required=True)
 SIZE = flags.DEFINE_integer("size_px", 512, "Side of the pictures that the model is trained on.", lower_bound=8)
 VALIDATION = flags.DEFINE_float("validation_fraction", 0.02, "Share of the people kept for validation.", 0.0, 1.0)
 
@@ -36,7 +34,7 @@ def main() -> None:
             f"expected one process to prepare photographs, got {jax.process_count()} that share the work of a run; start the "
             "command once, on one host"
         )
-    output = Path(OUTPUT.value)
+    output = OUTPUT.value
     if output.exists():
         raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")
     splits = split_by_person(read_photographs(PHOTOGRAPHS.value), VALIDATION.value)

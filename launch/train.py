@@ -4,21 +4,17 @@ Run again with the same workdir, it resumes from the last checkpoint, or says th
 SLURM or with JAX_COORDINATOR_ADDRESS set, start the same command on every host: the processes find each other.
 """
 
-from pathlib import Path
-
-from absl import flags
-
 from launch import STARTED, command_line
 
 CONFIG = command_line.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, results.", required=True)
+WORKDIR = command_line.define_path("workdir", "Folder of this run: checkpoints, logs, results.", required=True)
 
 
 def main() -> None:
     """Builds the experiment, trains it from the last checkpoint on, and writes its results."""
     from pidiff_jax.runs.training import train_run
 
-    train_run(CONFIG.value, Path(WORKDIR.value), started=STARTED)
+    train_run(CONFIG.value, WORKDIR.value, started=STARTED)
 
 
 if __name__ == "__main__":

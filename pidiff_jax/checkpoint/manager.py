@@ -89,8 +89,12 @@ class CheckpointManager:
         self.close()
 
     def should_save(self, step: int) -> bool:
-        """Whether a save is due: every `save_every_steps`, and when the machine is about to be taken away."""
-        return step > 0 and (step % self._save_every_steps == 0 or self._manager.reached_preemption(step))
+        """Whether a save is due: every `save_every_steps`."""
+        return step > 0 and step % self._save_every_steps == 0
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether, with several processes, their machines are about to be taken away, and this is the step to save at."""
+        return self._manager.reached_preemption(step)
 
     def save(self, state: State, data_state: Any = None) -> bool:
         """Starts saving and returns when `state` may be donated; the files are written in the background.

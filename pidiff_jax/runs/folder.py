@@ -17,7 +17,8 @@ from pidiff_jax.checkpoint.atomic_file import write_atomically
 
 CONFIG, COMPLETE, CHECKPOINTS, EVENTS = "config.json", "complete.json", "checkpoints", "tensorboard"
 # Keys that may change between the parts of an interrupted run, because they do not change what is computed: how long and
-# how often, on which devices, what is drawn, and where files lie (base weights are compared by content).
+# how often, on which devices, what is drawn, and where files lie (base weights are compared by content). Beside them num_steps
+# may be raised, also when the run has ended: from its last checkpoint on, schedules are those of the longer run.
 FREE_KEYS = re.compile(
     r"(log|validate|checkpoint)_every_steps|num_checkpoints|max_seconds|num_workers|profile_steps|mesh\..*|sampling\..*|"
     r"evaluation\..*|base\.(path|variant)|data\.(path|cache)"
@@ -119,7 +120,7 @@ class Workdir:
 def _check(path: Path, config: Mapping[str, Any]) -> bool:
     stored = path / CONFIG
     if stored.is_file():
-        if found := _differences(json.loads(stored.read_text()), config):
+        if found := _differences(json.loads(stored.read_text(encoding="utf-8")), config):
             raise ValueError(
                 f"expected the config that {path} was started with, got other values for {', '.join(found)}; "
                 "choose another --workdir, or the same config to resume"
@@ -131,7 +132,13 @@ def _check(path: Path, config: Mapping[str, Any]) -> bool:
     there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(f"expected a folder that can be written at {path}, got {there}; choose another --workdir")
-    return (path / COMPLETE).is_file()
+    return _is_complete(path, config["num_steps"])
+
+
+def _is_complete(path: Path, num_steps: int) -> bool:
+    """Whether the run has ended, and is not asked for more steps than it has made."""
+    complete = path / COMPLETE
+    return complete.is_file() and json.loads(complete.read_text(encoding="utf-8"))["num_steps"] >= num_steps
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -140,6 +147,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b and not FREE_KEYS.fullmatch(prefix + name):
+        elif a != b and not FREE_KEYS.fullmatch(prefix + name) and not (prefix + name == "num_steps" and a < b):
             found.append(f"{prefix}{name} ({a!r} -> {b!r})")
     return found

@@ -20,6 +20,7 @@ from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
 from pidiff_jax.evaluation.identity import draw_noise
+from pidiff_jax.locations import local_path
 from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
@@ -127,7 +128,7 @@ def open_run(
         FileNotFoundError: there is no run, or its base is no longer where it was.
         ValueError: no such checkpoint, or one of other parameters or another base model than the config's.
     """
-    workdir, mesh = Path(workdir), make_mesh() if mesh is None else mesh
+    workdir, mesh = local_path(workdir, "workdir"), make_mesh() if mesh is None else mesh
     config = read_config(workdir)
     override(config, overrides or {})
     world = open_world(config)

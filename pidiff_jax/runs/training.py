@@ -23,6 +23,7 @@ from pidiff_jax.runs.saved_run import SavedRun, run_facts
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import place, replicated
+from pidiff_jax.train import termination
 from pidiff_jax.train.build import loop_settings
 from pidiff_jax.train.experiment import Experiment, IdentityExperiment, Weights
 from pidiff_jax.train.hooks import CheckpointHook, PreviewHook, ProfileHook, ValidationHook
@@ -83,7 +84,10 @@ def train_run(
     folder = Workdir(workdir, config)
     try:
         if folder.check():
-            report(f"{workdir}: this run is complete; its results are there. Choose another --workdir to train again.")
+            report(
+                f"{workdir}: this run is complete; its results are there. Raise --config.num_steps to go on, or "
+                "choose another --workdir to train again."
+            )
         else:
             _train_in(folder, config, started, build)
     finally:
@@ -124,31 +128,33 @@ def _train_in(folder: Workdir, config: ConfigDict, started: float, build: Callab
 def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluator | None) -> HistoryHook:
     """Trains from the last checkpoint on."""
     settings = run.settings
-    manager = CheckpointManager(
+    with CheckpointManager(
         folder.path / CHECKPOINTS,
         config=folder.config,
         frozen=run.fingerprints,
         save_every_steps=settings.checkpoint_every_steps,
         keep_last=settings.num_checkpoints,
-    )
-    restored = manager.restore_latest(run.state)
-    if restored is not None:
-        run.resume(restored.state, restored.data_state)
-        report(f"resuming from step {run.step} of {settings.num_steps}")
-    report(run.plan.parameter_table)
-    history = HistoryHook(folder.path, started)
-    # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is saved.
-    hooks: list[Hook] = [_tell_first_step(started), history, CheckpointHook(manager, folder.check_lease)]
-    if settings.profile_steps is not None:
-        first_step, last_step = settings.profile_steps
-        profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
-        profiler.start_if_due(run.step + 1, is_last=run.step >= settings.num_steps)
-        hooks.insert(0, profiler)
-    hooks.append(ValidationHook(run, history.write))
-    if evaluator is not None:
-        hooks.append(PreviewHook(settings.validate_every_steps, history.write, lambda: evaluator.previewer))
-    with manager:
-        train(run, hooks, started)
+    ) as manager:
+        restored = manager.restore_latest(run.state)
+        if restored is not None:
+            run.resume(restored.state, restored.data_state)
+            report(f"resuming from step {run.step} of {settings.num_steps}")
+        report(run.plan.parameter_table)
+        history = HistoryHook(folder.path, started)
+        with termination.postponed() as told_to_end:
+            # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is
+            # saved.
+            checkpoints = CheckpointHook(manager, folder.check_lease, told_to_end)
+            hooks: list[Hook] = [_tell_first_step(started), history, checkpoints]
+            if settings.profile_steps is not None:
+                first_step, last_step = settings.profile_steps
+                profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
+                profiler.start_if_due(run.step + 1, is_last=run.step >= settings.num_steps)
+                hooks.insert(0, profiler)
+            hooks.append(ValidationHook(run, history.write))
+            if evaluator is not None:
+                hooks.append(PreviewHook(settings.validate_every_steps, history.write, lambda: evaluator.previewer))
+            train(run, hooks, started)
     return history
 
 

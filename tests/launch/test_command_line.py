@@ -100,6 +100,54 @@ command_line.start(main, after_interrupt="run it again")
     assert result.stderr == "interrupted; run it again\n"
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_ends_a_command_lets_it_clean_up(name, status, tmp_path):
+    script = f"""
+import os, signal
+from data_pipeline.records import write_records
+from launch import command_line
+from tests.data_pipeline.made_up_records import make_record
+
+def records():
+    yield make_record(0)
+    os.kill(os.getpid(), signal.{name})
+    yield make_record(1)
+
+command_line.start(lambda: write_records({str(tmp_path / "records")!r}, {{"train": records()}}), after_interrupt="run it again")
+"""
+    result = call_script(script)
+    assert result.returncode == status
+    assert result.stderr == f"ended by {name}; run it again\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu", "none"])
+def test_devices_that_are_not_here_are_said_so_in_one_line(platform, tmp_path):
+    arguments = "--config=experiments/quickstart.py", f"--workdir={tmp_path / 'run'}"
+    result = call(*arguments, JAX_PLATFORMS=platform)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: expected the devices of JAX_PLATFORMS={platform}, got: ")
+    assert result.stderr.count("\n") == 1 and "JAX_PLATFORMS=cpu" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["MemoryError('no room')", "RuntimeError('RESOURCE_EXHAUSTED: no room')", "OSError(28, 'No space left')"],
+)
+def test_what_the_machine_refuses_is_one_line(error):
+    script = f"""
+from launch import command_line
+
+def main():
+    raise {error}
+
+command_line.start(main, after_interrupt="")
+"""
+    result = call_script(script)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
 def test_a_config_that_is_not_there_is_said_so(tmp_path):
     result = call("--config=experiments/none.py", f"--workdir={tmp_path / 'run'}")
     assert result.returncode != 0

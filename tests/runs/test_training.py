@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train import loop
 from pidiff_jax.train.plan import Plan
+from pidiff_jax.train.termination import Terminated
 from tests.train.tiny_training import build_tiny, loss_fn, make_batch, make_config
 
 
@@ -56,12 +58,47 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number):
+    reads = 0
+
+    def tell():
+        nonlocal reads
+        reads += 1
+        if reads == 5 * 8:
+            os.kill(os.getpid(), number)
+
+    handler = signal.signal(number, lambda *_: pytest.fail("not while it trains"))
+    try:
+        with pytest.raises(Terminated, match=signal.Signals(number).name):
+            train(tmp_path / "cut", build_tiny(after=tell), checkpoint_every_steps=100, validate_every_steps=100)
+    finally:
+        signal.signal(number, handler)
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("[0-9]*")
+    assert int(checkpoint.name) < 12
+    train(tmp_path / "cut")
+    assert f"resuming from step {checkpoint.name} of 12" in capsys.readouterr().out
+    train(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+
+
 def test_a_complete_run_is_left_alone(tmp_path, capsys):
     train(tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     train(tmp_path / "run")
     assert "this run is complete" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_a_complete_run_can_be_given_more_steps_and_no_fewer(tmp_path, capsys):
+    train(tmp_path / "run", num_steps=6)
+    train(tmp_path / "run", num_steps=12)
+    assert "resuming from step 6 of 12" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "complete.json").read_text(encoding="utf-8"))["num_steps"] == 12
+    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["num_steps"] == 12
+    assert load_parameters(tmp_path / "run" / "checkpoints")[1]["step"] == 12
+    with pytest.raises(ValueError, match=r"other values for num_steps \(12 -> 6\)"):
+        train(tmp_path / "run", num_steps=6)
 
 
 def test_a_folder_of_another_run_or_of_other_files_is_refused(tmp_path):
@@ -241,7 +278,7 @@ def test_a_state_that_is_not_finite_is_not_saved_when_the_machine_goes_away_eith
         zero = jax.tree.leaves(params["identity"])[0].sum() * 0.0
         return {name: value + jnp.sqrt(zero) for name, value in values.items()}, metrics
 
-    monkeypatch.setattr(CheckpointManager, "should_save", lambda self, step: True)  # as if it were preempted
+    monkeypatch.setattr(CheckpointManager, "should_save", lambda self, step: True)
     with pytest.raises(
         FloatingPointError, match="got a state with NaN or infinity at step 1; start in a new --workdir"
     ):

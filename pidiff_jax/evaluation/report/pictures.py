@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
+from pidiff_jax.locations import local_path
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -90,7 +91,7 @@ def png_bytes(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def save_png(path: Path | str, pixels: Float[np.ndarray, "h w 3"]) -> None:
     """Writes a picture in [0, 1] as a PNG file, replacing an older one in one piece."""
-    write_atomically(Path(path), png_bytes(_bytes(pixels)))
+    write_atomically(local_path(path, "path"), png_bytes(_bytes(pixels)))
 
 
 def _bytes(pixels: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.records import open_records
 from data_pipeline.schema import RecordSpec, validate_record
-from data_pipeline.sources import Source
+from data_pipeline.sources import RecordSource, Source
 from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.convert.diffusers_folder import DiffusersFolder, check_files, noise_schedule, open_diffusers_folder
 from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
+from pidiff_jax.locations import optional_path
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
@@ -28,29 +28,33 @@ class PhotographsWorld:
 
     def __init__(self, config: Any):
         self._base, self._data, self._evaluation = config.base, config.data, config.evaluation
+        self._base_path = optional_path(config.base.path, "config.base.path")
+        self._data_path = optional_path(config.data.path, "config.data.path")
         self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)
 
     def check(self) -> None:
         """Both complaints at once, before anything is read; see `World.check`."""
         missing = []
-        if not self._base.path or not (Path(self._base.path) / "model_index.json").is_file():
+        if self._base_path is None or not (self._base_path / "model_index.json").is_file():
             missing.append(
                 f"base model: expected a Stable Diffusion folder in diffusers' format (with model_index.json) at "
                 f"config.base.path={self._base.path!r}, found none; download or convert one and pass "
                 "--config.base.path=FOLDER (launch.evaluate: --base_path)"
             )
-        if not self._data.path or not Path(self._data.path).is_dir():
+        if self._data_path is None or not self._data_path.is_dir():
             missing.append(
                 f"data: expected a folder of records at config.data.path={self._data.path!r}, found none; make one as "
                 "docs/data.md shows and pass --config.data.path=FOLDER (launch.evaluate: --data_path)"
             )
         if missing:
             raise FileNotFoundError("\n".join(missing))
-        check_files(Path(self._base.path), self._base.variant)
+        assert self._base_path is not None
+        check_files(self._base_path, self._base.variant)
 
     @cached_property
     def _folder(self) -> DiffusersFolder:
-        return open_diffusers_folder(self._base.path, variant=self._base.variant)
+        assert self._base_path is not None  # `check` came first
+        return open_diffusers_folder(self._base_path, variant=self._base.variant)
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
@@ -61,13 +65,17 @@ class PhotographsWorld:
         return Sources(partial(self._open, "train", record), partial(self._open, "validation", record))
 
     def _open(self, split: str, record: RecordSpec) -> Source:
-        source = open_records(self._data.path, split)
+        source = self._records(split)
         validate_record(source[0], expected=record.without_latent_size())
         return source
 
+    def _records(self, split: str) -> RecordSource:
+        assert self._data_path is not None  # `check` came first
+        return open_records(self._data_path, split)
+
     def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
         """The first people of the validation records; their pictures come from the latents."""
-        source = open_records(self._data.path, "validation")
+        source = self._records("validation")
         records: dict[int, dict[str, np.ndarray]] = {}
         for index in range(len(source)):
             record = source[index]

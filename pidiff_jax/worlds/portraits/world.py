@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from data_pipeline.sources import Source
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE
 from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
+from pidiff_jax.locations import optional_path
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
@@ -32,10 +34,14 @@ class PortraitsWorld:
     def __init__(self, config: Any):
         self._config = config
 
+    @property
+    def _base_path(self) -> Path | None:
+        return optional_path(self._config.base.path, "config.base.path")
+
     def check(self) -> None:
         """See `World.check`."""
-        check_weights("base", self._config.base.path)
-        check_weights("vae", self._config.base.path)
+        check_weights("base", self._base_path)
+        check_weights("vae", self._base_path)
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
@@ -45,7 +51,7 @@ class PortraitsWorld:
         return jax.tree.map(np.asarray, {**self._weights("base"), "vae": self._vae})
 
     def _weights(self, name: str) -> dict[str, Any]:
-        return load_weights(name, self._config.base.path)
+        return load_weights(name, self._base_path)
 
     @cached_property
     def _vae(self) -> dict[str, Any]:
@@ -59,7 +65,7 @@ class PortraitsWorld:
             "validation": (max(MIN_VALIDATION_PEOPLE, self._config.batch_size), 1),
         }
         rendered = {split: partial(self._render, split, *each) for split, each in numbers.items()}
-        folder = data.cache
+        folder = optional_path(data.cache, "config.data.cache")
 
         @cache  # its hashes are taken once for both splits
         def openers() -> OpenFns:
@@ -76,7 +82,7 @@ class PortraitsWorld:
         encode = encode_latents(networks.base_components().vae, self._vae)
         return identity_source(encode, load_wplus_encoder(), split, num_people, per_person)
 
-    def _cached(self, folder: str, numbers: Any, rendered: OpenFns) -> OpenFns:
+    def _cached(self, folder: Path, numbers: Any, rendered: OpenFns) -> OpenFns:
         fingerprints = {"vae": fingerprint(self._vae), "wplus": fingerprint(load_weights("wplus"))}
         return cached_records(folder, {"people": numbers, **fingerprints}, rendered)
 

@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 from data_pipeline.sources import ArraySource
 from pidiff_jax.diffusion.parameterisation import target as prediction_target
 from pidiff_jax.diffusion.schedule import NoiseSchedule, add_noise
+from pidiff_jax.locations import optional_path
 from pidiff_jax.losses.denoising import denoising_loss
 from pidiff_jax.models.text_conditioning import ClipConditioner, TextConditioning
 from pidiff_jax.models.unet import UNet
@@ -60,8 +61,8 @@ class TextToImageTask:
 
 def build_text_to_image(config: Any) -> Experiment:
     """The run that makes base.safetensors, on the latents of the shipped (or given) autoencoder."""
-    check_weights("vae", config.base.path)
-    c, path = networks.base_components(), config.base.path
+    c, path = networks.base_components(), optional_path(config.base.path, "config.base.path")
+    check_weights("vae", path)
     numbers = (config.data.num_people, config.data.pictures_per_person)
     task = TextToImageTask(
         c.unet, c.conditioner, c.schedule, c.prediction_type, networks.VAE.scaling_factor, c.null_text_ids,

@@ -1,0 +1,43 @@
+"""Where files lie, as users write it: the one door for every path of a flag, a config key and the Python API."""
+
+import os
+import re
+from pathlib import Path
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # Path("gs://x") has lost a slash
+
+
+def local_path(text: str | os.PathLike[str], what: str) -> Path:
+    """The path that a user means: "~" and "~name" are homes, file:///x is /x.
+
+    Args:
+        text: as it was written; a relative path stays relative to the working directory.
+        what: the flag, config key or argument, for errors.
+
+    Example:
+        >>> local_path("~/runs/anna", "--workdir")
+        PosixPath('/home/anna/runs/anna')
+
+    Raises:
+        ValueError: empty, the home of somebody unknown, or a place of another scheme, such as gs://: all parts of a run (its
+            lease, its history, records and weight files) must be on one file system, which few libraries can be elsewhere.
+    """
+    written = os.fspath(text)
+    if not written:
+        raise ValueError(f"expected a path for {what}, got nothing; name one")
+    if written.startswith("file:///"):
+        written = written.removeprefix("file://")
+    if scheme := _SCHEME.match(written):
+        raise ValueError(
+            f"expected a path on this machine for {what}, got {written!r}; mount what lies at {scheme[1]}:// as a folder "
+            "(gcsfuse, s3fs, NFS), or copy it here"
+        )
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"expected a path for {what}, got {written!r}: {error}; write the whole path") from error
+
+
+def optional_path(text: str | os.PathLike[str] | None, what: str) -> Path | None:
+    """`local_path` where None and the empty text stand for no path."""
+    return local_path(text, what) if text else None
