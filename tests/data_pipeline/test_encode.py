@@ -8,13 +8,12 @@ from PIL import Image
 from data_pipeline.prepare.align import align_face
 from data_pipeline.prepare.encode import (
     Encoders,
-    Photograph,
     encode_records,
-    read_photographs,
     split_by_person,
     square_crop,
     write_photographs,
 )
+from data_pipeline.prepare.photographs import Photograph, read_photographs
 from data_pipeline.records import open_records
 from data_pipeline.schema import RecordSpec
 from tests.data_pipeline import astronaut
@@ -109,7 +108,7 @@ def folder(tmp_path):
         Image.fromarray(astronaut.head_mask()).save(tmp_path / f"{index}_mask.png")
         entry = {"file": f"{index}.png", "face_mask": f"{index}_mask.png", "landmarks": astronaut.LANDMARKS.tolist()}
         lines.append(json.dumps(entry | {"caption": f"picture {index}", "person": index // 2}))
-    (tmp_path / "photographs.jsonl").write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "photographs.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     return tmp_path
 
 
@@ -122,36 +121,37 @@ def test_a_folder_of_photographs_becomes_a_data_set(folder):
     assert train.metadata["wplus"] == "mean colour" and train.metadata["size_px"] == 64
 
 
-def line_with(landmarks: list, file: str = "0.png") -> str:
-    entry = {"file": file, "face_mask": "0_mask.png", "landmarks": landmarks, "caption": "", "person": 1}
-    return json.dumps(entry)
+def line_with(landmarks: list, **changes) -> str:
+    entry = {"file": "0.png", "face_mask": "0_mask.png", "landmarks": landmarks, "caption": "", "person": 1}
+    return json.dumps(entry | changes)
 
 
 @pytest.mark.parametrize(
-    ("line", "error", "message"),
+    ("line", "message"),
     [
-        ("{", ValueError, r"photographs.jsonl, line 6: expected JSON with file"),
-        ('{"file": "0.png"}', ValueError, "line 6: .*'face_mask'"),
-        (
-            line_with([[1, 2]] * 5, file="9.png"),
-            FileNotFoundError,
-            "line 6: expected the file .*9.png, got none",
+        ("{", "photographs.jsonl, line 6: expected JSON with file"),
+        ("[]", "line 6: expected JSON with file"),
+        ('{"file": "0.png"}', "line 6: 0.png: .*'face_mask'"),
+        ('{"file": "0.png", "file": "1.png"}', "line 6: .*a key twice"),
+        (line_with([[1, 2]] * 5, file="9.png"), "line 6: 9.png: expected the file .*9.png, got none"),
+        (line_with([[1, 2]] * 7), "photographs.jsonl, line 6: 0.png: expected 5 or 68 landmarks, got 7"),
+        (line_with([[1, 2]] * 4 + [[1, float("nan")]]), "line 6: .*expected finite landmarks, .* in point 5"),
+        (line_with([[1] * 5, [2] * 5]), r"line 6: .*expected landmarks \[\[x, y\], ...\], got shape \(2, 5\)"),
+        (line_with([[1, 2], [3]]), "line 6: .*expected landmarks .*unequal lengths"),
+        (line_with([["1", "2"]] * 5), "line 6: .*expected numbers as landmarks"),
+        (line_with([[1, None]] * 5), "line 6: .*expected numbers as landmarks"),
+        *(
+            (line_with([[1, 2]] * 5, **{key: value}), f"line 6: .*expected .* as '{key}', got")
+            for key in ("caption", "person", "file", "face_mask")
+            for value in (None, True, 1.5, ["anna"], {}, "\ud800", *([] if key == "caption" else [" "]))
         ),
-        (line_with([[1, 2]] * 7), ValueError, "photographs.jsonl, line 6: expected 5 or 68 landmarks, got 7"),
-        (line_with([[1, 2]] * 4 + [[1, float("nan")]]), ValueError, "line 6: expected finite landmarks, .* in point 5"),
-        (
-            line_with([[1] * 5, [2] * 5]),
-            ValueError,
-            r"line 6: expected landmarks \[\[x, y\], ...\], got shape \(2, 5\)",
-        ),
-        (line_with([[1, 2], [3]]), ValueError, "line 6: expected JSON with file"),
     ],
 )
-def test_a_wrong_line_of_the_list_is_named(folder, line, error, message):
-    with (folder / "photographs.jsonl").open("a") as file:
+def test_a_wrong_line_of_the_list_is_named(folder, line, message):
+    with (folder / "photographs.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
     # Lines 1 to 4 are good and there is an empty one after them.
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         read_photographs(folder)
 
 

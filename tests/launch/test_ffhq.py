@@ -18,8 +18,9 @@ from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
+from data_pipeline.prepare.encode import split_by_person, write_photographs
 from data_pipeline.prepare.networks import load_encoders
+from data_pipeline.prepare.photographs import read_photographs
 from experiments import ffhq
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.files import write_safetensors
@@ -213,12 +214,12 @@ def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_p
 def test_ctrl_c_ends_preparing_in_one_line(tmp_path):
     script = """
 import runpy
-from data_pipeline.prepare import encode
+from data_pipeline.prepare import networks
 
-def interrupted(_):
+def interrupted(*_):
     raise KeyboardInterrupt
 
-encode.read_photographs = interrupted
+networks.check_networks = interrupted
 runpy.run_module("launch.prepare", {}, "__main__")
 """
     command = [sys.executable, "-c", script, "--photographs=photographs", "--base=base", "--e4e=e4e.pt"]
