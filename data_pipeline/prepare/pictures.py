@@ -108,7 +108,8 @@ def _bytes(levels: np.ndarray) -> np.ndarray:
 def _single_channel(mask: Image.Image | np.ndarray) -> np.ndarray:
     """The channel that is the mask, with its own levels."""
     if isinstance(mask, np.ndarray) or (mask.mode in ("1", "L") or mask.mode.startswith(("I", "F"))):
-        return np.array(mask)
+        channel = np.array(mask)
+        return _bytes(channel) if channel.dtype == bool else channel
     rgba = np.array(mask.convert("RGBA"), np.float32)
     colours, grey, alpha = rgba[..., :3], rgba[..., 1], rgba[..., 3]
     if np.ptp(alpha) and not np.ptp(colours, axis=(0, 1)).any():
