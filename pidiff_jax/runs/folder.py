@@ -87,7 +87,7 @@ class Workdir:
 def _check(path: Path, config: Mapping[str, Any]) -> bool:
     stored = path / CONFIG
     if stored.is_file():
-        if found := _differences(json.loads(stored.read_text()), config):
+        if found := _differences(json.loads(stored.read_text(encoding="utf-8")), config):
             raise ValueError(
                 f"expected the config that {path} was started with, got other values for {', '.join(found)}; "
                 "choose another --workdir, or the same config to resume"

@@ -126,7 +126,7 @@ def test_a_damaged_newest_checkpoint_is_left_out_and_kept_aside(tmp_path, state,
 def test_if_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, state):
     with open_manager(tmp_path) as checkpoints:
         checkpoints.save(at_step(state, 2))
-    (tmp_path / "2" / "metadata" / "metadata").write_text("{")
+    (tmp_path / "2" / "metadata" / "metadata").write_text("{", encoding="utf-8")
     with open_manager(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"a readable checkpoint .*step 2"):
         checkpoints.restore_latest(state)
     assert (tmp_path / "2").is_dir()
