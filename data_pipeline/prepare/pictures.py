@@ -7,6 +7,8 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps
 
 _NEARLY = 0.94  # of full white: compression and soft edges don't leave all of it
+_SOFT_SHARE = 0.25  # of what is marked
+_MAX_CLASSES = 32
 _MIN_CONTRAST = 8  # levels of 256
 
 
@@ -50,7 +52,7 @@ def read_mask(mask: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarray, "
         return np.where(levels == high, 255, 0).astype(np.uint8)
     fractions = levels.dtype.kind == "f" and high <= 1
     white = 1.0 if fractions else next((top for top in (255.0, 65535.0) if _NEARLY * top <= high <= top), None)
-    if white is None or not low >= 0:  # NaN isn't
+    if white is None or not low >= 0 or _are_labels(levels / white):  # NaN isn't
         raise ValueError(
             f"expected a face mask of black and white (0 and 255), got levels from {low:g} to {high:g}, as of labels; "
             "mark the head alone"
@@ -60,6 +62,13 @@ def read_mask(mask: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarray, "
             f"expected a face mask that is black outside the head, got at least {low:g} of {white:g} everywhere; redo it"
         )
     return np.rint(levels * (255.0 / white)).astype(np.uint8)
+
+
+def _are_labels(shares: np.ndarray) -> bool:
+    """Classes drawn in greys: a few levels between black and white that hold much of what is marked, unlike a soft edge."""
+    marked = shares > 1 - _NEARLY
+    between = shares[marked & (shares < _NEARLY)]
+    return bool(between.size > _SOFT_SHARE * marked.sum()) and len(np.unique(between)) <= _MAX_CLASSES
 
 
 def _image(picture: np.ndarray | Path) -> Image.Image:

@@ -150,6 +150,12 @@ def test_soft_masks_keep_their_shares(array):
     np.testing.assert_array_equal(read_mask(array), SOFT)
 
 
+def test_a_smoothed_edge_of_few_levels_is_no_label():
+    mask = np.array(Image.fromarray(astronaut.head_mask()).resize((256, 256), Image.Resampling.BOX))
+    np.testing.assert_array_equal(read_mask(mask), mask)
+    assert 3 <= len(np.unique(mask)) <= 8
+
+
 def test_a_compressed_mask_is_nearly_itself(tmp_path):
     mask = read_mask(saved(tmp_path, astronaut.head_mask(), "mask.jpg"))
     assert np.abs(mask.astype(int) - astronaut.head_mask()).mean() < 1
@@ -162,6 +168,8 @@ LABELS = np.repeat(np.arange(64, dtype=np.uint8)[None] % 19, 8, axis=0)
     ("array", "message"),
     [
         (LABELS, "got levels from 0 to 18, as of labels"),
+        (LABELS * 14, "got levels from 0 to 252, as of labels"),  # drawn in greys
+        (np.dstack([LABELS * 14] * 3), "got levels from 0 to 252, as of labels"),
         (LABELS.astype(np.int32), "got levels from 0 to 18, as of labels"),
         (MASK // 255 + 1, "got levels from 1 to 2, as of labels"),
         (SOFT / 255 - 0.5, "got levels from -0.5 to 0.5"),
