@@ -15,14 +15,16 @@ def check_landmarks(landmarks: Float[np.ndarray, "n 2"]) -> None:
     """Checks that there are 5 or 68 points, all of them somewhere.
 
     Raises:
-        ValueError: another number of points, or some that are NaN or infinite.
+        ValueError: another number of points, or some that are NaN or in no picture.
     """
     if len(landmarks) not in (5, 68):
         raise ValueError(
             f"expected 5 or 68 landmarks, got {len(landmarks)}; give dlib's 68 points or eyes, nose and mouth"
         )
-    if wrong := np.flatnonzero(~np.isfinite(landmarks).all(1)).tolist():
-        raise ValueError(f"expected finite landmarks, got NaN or infinity in point {wrong[0] + 1}; find them again")
+    if wrong := np.flatnonzero(~(np.abs(landmarks) < 1e6).all(1)).tolist():  # NaN isn't less
+        raise ValueError(
+            f"expected finite landmarks, got NaN or more than a million pixels in point {wrong[0] + 1}; find them again"
+        )
 
 
 def eyes_and_mouth(landmarks: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4 2"]:

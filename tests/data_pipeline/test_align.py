@@ -132,6 +132,7 @@ def test_a_large_photograph_is_shrunk_before_cutting():
     [
         (np.zeros((4, 2)), "expected 5 or 68 landmarks, got 4"),
         (np.ones((5, 2)), "coincide"),
+        (UPRIGHT * 1e300, "expected finite landmarks, got NaN or more than a million pixels in point 1"),
         (UPRIGHT / 200, "coincide within 0.3 pixels; give pixels, not shares"),
         (UPRIGHT + 2000, "expected landmarks inside the picture"),
     ],
