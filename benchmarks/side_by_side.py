@@ -66,7 +66,7 @@ def _compare(name: str, args: argparse.Namespace) -> None:
     print(f"ours / PyTorch: {ratios}", file=sys.stderr)
     print(json.dumps(report))
     if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _ask(worker: subprocess.Popen, request: str) -> dict:
@@ -88,7 +88,7 @@ def _serve(run: Callable[[], None]) -> None:
     setup_peak = _status_gb("VmHWM")
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that compiling freed, but that the C library keeps
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak to the present size
     print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
     for _ in sys.stdin:
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -100,5 +100,5 @@ def _serve(run: Callable[[], None]) -> None:
 
 
 def _status_gb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) * 1024 / 1e9

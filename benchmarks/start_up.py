@@ -47,7 +47,7 @@ def _seconds_to_first_step(folder: Path, cache: str, to_the_end: bool = False) -
         f"--config.data.cache={folder / 'records'}",
     ]
     command += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    with (folder / "stderr").open("w+") as errors:
+    with (folder / "stderr").open("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
         for line in child.stdout:
             if found := re.search(r"first step after ([\d.]+) s", line):

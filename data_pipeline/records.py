@@ -8,7 +8,7 @@ import io
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,14 @@ def write_records(
     directory: str | Path,
     splits: Mapping[str, Iterable[Record]],
     metadata: Mapping[str, Any] | None = None,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes a data set whose folder appears only when it is complete.
 
     splits: name (usually "train" and "validation") -> records: the fields of the schema, and strings `caption` and
         `picture` where known. They are read once, one after the other; the first record sets the sizes of all.
     metadata: how the data were made; JSON-compatible, kept beside them.
+    finish: is given the folder when its records are complete, before it appears: to add files of its own.
 
     Raises:
         FileExistsError: `directory` exists.
@@ -94,6 +96,7 @@ def write_records(
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would talk about downloads
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        finish(Path(builder.data_dir))
         Path(builder.data_dir).rename(directory)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)

@@ -9,13 +9,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RecordField:
-    """One field of a record; `axes` are the symbols of its axes, without the leading batch axis `b`."""
+    """One field of a record; `axes` are the symbols of its axes, without the leading batch axis `b`.
+
+    bounds: lowest and highest value that may be there.
+    peak: some value must be as high.
+    """
 
     name: str
     axes: tuple[str, ...]
     dtype: type[np.generic]
     meaning: str
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    peak: float = -np.inf
 
 
 FIELDS = (
@@ -25,7 +30,9 @@ FIELDS = (
     RecordField(
         "text_ids", ("m",), np.int32, "token ids of the caption, padded to the text encoder's length", (0.0, np.inf)
     ),
-    RecordField("face_mask", ("h", "w"), np.float32, "share of each latent position that is face", (0.0, 1.0)),
+    RecordField(
+        "face_mask", ("h", "w"), np.float32, "share of each latent position that is face", (0.0, 1.0), peak=0.5
+    ),
     RecordField("person_id", (), np.int32, "number of the person; pictures of one person share it"),
 )
 
@@ -98,6 +105,8 @@ def _check_values(field: RecordField, array: np.ndarray) -> None:
         raise _mismatch(field, "finite values", "NaN or infinity")
     if low < field.bounds[0] or high > field.bounds[1]:
         raise _mismatch(field, f"values in [{field.bounds[0]:g}, {field.bounds[1]:g}]", f"[{low:g}, {high:g}]")
+    if high < field.peak:
+        raise _mismatch(field, f"a value of at least {field.peak:g}", f"{high:g} at most")
 
 
 def _mismatch(field: RecordField, expected: str, got: str) -> ValueError:

@@ -71,7 +71,7 @@ def cache_folder(chosen: str | None, environment: Mapping[str, str]) -> Path | s
 def _processor() -> str:
     """Eight letters for this kind of processor: programs for a CPU hold its machine code, and homes may be shared."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of x86; of ARM

@@ -3,6 +3,8 @@
 What the folder of photographs holds, and what the records hold, is in docs/data.md.
 """
 
+import sys
+
 from absl import flags
 
 from launch import command_line
@@ -20,14 +22,18 @@ E4E = command_line.define_path(
 OUTPUT = command_line.define_path("output", "Folder of the records; it must not exist yet.", required=True)
 SIZE = flags.DEFINE_integer("size_px", 512, "Side of the pictures that the model is trained on.", lower_bound=8)
 VALIDATION = flags.DEFINE_float("validation_fraction", 0.02, "Share of the people kept for validation.", 0.0, 1.0)
+SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad", False, "Go on without photographs that can't be used; skipped.jsonl beside the records names them."
+)
 
 
 def main() -> None:
-    """Reads the list, loads the networks, encodes and writes."""
+    """Reads and checks the photographs, loads the networks, encodes and writes."""
     import jax
 
-    from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
-    from data_pipeline.prepare.networks import load_encoders
+    from data_pipeline.prepare.encode import SKIPPED_FILE, split_by_person, write_photographs
+    from data_pipeline.prepare.networks import check_networks, load_encoders
+    from data_pipeline.prepare.photographs import Skipped, read_photographs
 
     if jax.process_count() > 1:
         raise ValueError(
@@ -37,10 +43,14 @@ def main() -> None:
     output = OUTPUT.value
     if output.exists():
         raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")
-    splits = split_by_person(read_photographs(PHOTOGRAPHS.value), VALIDATION.value)
+    check_networks(BASE.value, E4E.value)
+    skipped: list[Skipped] | None = [] if SKIP_BAD.value else None
+    splits = split_by_person(read_photographs(PHOTOGRAPHS.value, skipped, SIZE.value), VALIDATION.value)
     encoders = load_encoders(BASE.value, E4E.value, variant=VARIANT.value)
-    write_photographs(output, splits, encoders, size_px=SIZE.value)
-    print(f"{output}: {', '.join(f'{len(part)} records for {name}' for name, part in splits.items())}")
+    num_records = write_photographs(output, splits, encoders, size_px=SIZE.value, skipped=skipped, checked=True)
+    if skipped:
+        print(f"skipped {len(skipped)} photographs, see {output / SKIPPED_FILE}", file=sys.stderr)
+    print(f"{output}: {', '.join(f'{number} records for {name}' for name, number in num_records.items())}")
 
 
 if __name__ == "__main__":

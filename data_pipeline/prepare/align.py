@@ -7,35 +7,59 @@ from scipy import ndimage
 
 # Indices of dlib's 68 points; left and right as seen in the picture.
 _LEFT_EYE, _RIGHT_EYE, _MOUTH_CORNERS = slice(36, 42), slice(42, 48), [48, 54]
+_MIN_FACE_PX = 2.0  # from the eyes to the mouth
+_PROFILE = 0.25  # of that distance: in a profile, by so much one eye may seem to be on the other's side
 
 
 def check_landmarks(landmarks: Float[np.ndarray, "n 2"]) -> None:
     """Checks that there are 5 or 68 points, all of them somewhere.
 
     Raises:
-        ValueError: another number of points, or some that are NaN or infinite.
+        ValueError: another number of points, or some that are NaN or in no picture.
     """
     if len(landmarks) not in (5, 68):
         raise ValueError(
             f"expected 5 or 68 landmarks, got {len(landmarks)}; give dlib's 68 points or eyes, nose and mouth"
         )
-    if wrong := np.flatnonzero(~np.isfinite(landmarks).all(1)).tolist():
-        raise ValueError(f"expected finite landmarks, got NaN or infinity in point {wrong[0] + 1}; find them again")
+    if wrong := np.flatnonzero(~(np.abs(landmarks) < 1e6).all(1)).tolist():  # NaN isn't less
+        raise ValueError(
+            f"expected finite landmarks, got NaN or more than a million pixels in point {wrong[0] + 1}; find them again"
+        )
 
 
 def eyes_and_mouth(landmarks: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4 2"]:
     """Left eye, right eye, left and right mouth corner (x, y), left and right as seen in the picture.
 
-    landmarks: dlib's 68 points, or 5 points: left eye, right eye, nose tip, left and right mouth corner.
+    landmarks: dlib's 68 points, or 5 points: left eye, right eye, nose tip, left and right mouth corner. In an upright face
+        they may be the person's own left and right.
 
     Raises:
-        ValueError: see `check_landmarks`.
+        ValueError: see `check_landmarks`; or eyes and mouth coincide, or lie as in no face.
     """
     check_landmarks(landmarks)
     points = np.asarray(landmarks, np.float64)
     if len(points) == 5:
-        return points[[0, 1, 3, 4]]
-    return np.stack([points[_LEFT_EYE].mean(0), points[_RIGHT_EYE].mean(0), *points[_MOUTH_CORNERS]])
+        return _as_seen(points[[0, 1, 3, 4]])
+    return _as_seen(np.stack([points[_LEFT_EYE].mean(0), points[_RIGHT_EYE].mean(0), *points[_MOUTH_CORNERS]]))
+
+
+def _as_seen(points: np.ndarray) -> np.ndarray:
+    """Eyes and mouth with left and right as seen: no turn of a face, even upside down, exchanges them, but a mirror does."""
+    down = points[2:].mean(0) - points[:2].mean(0)
+    if (distance := np.hypot(*down)) < _MIN_FACE_PX:
+        raise ValueError(
+            f"expected eyes and mouth at different places, got landmarks that coincide within {distance:.2g} pixels; give "
+            "pixels, not shares of the picture's size"
+        )
+    eyes, mouth = np.diff(points.reshape(2, 2, 2), axis=1)[:, 0] @ -_quarter_turn(down) / distance**2
+    if min(eyes, mouth) > -_PROFILE:
+        return points
+    if max(eyes, mouth) < -_PROFILE and down[1] > abs(down[0]):
+        return points[[1, 0, 3, 2]]
+    raise ValueError(
+        "expected left and right of eyes and mouth as seen in the picture, got them exchanged, or x and y; correct the "
+        "landmarks' order"
+    )
 
 
 def ffhq_quad(landmarks: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4 2"]:
@@ -50,10 +74,7 @@ def ffhq_quad(landmarks: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4 2"]:
     eyes = (left_eye + right_eye) / 2
     eye_to_eye, eye_to_mouth = right_eye - left_eye, (left_mouth + right_mouth) / 2 - eyes
     direction = eye_to_eye - _quarter_turn(eye_to_mouth)
-    length = np.hypot(*direction)
-    if length < 1e-6:
-        raise ValueError("expected eyes and mouth at different places, got landmarks that coincide; correct them")
-    half_width = direction / length * max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
+    half_width = direction / np.hypot(*direction) * max(2.0 * np.hypot(*eye_to_eye), 1.8 * np.hypot(*eye_to_mouth))
     half_height = _quarter_turn(half_width)
     centre = eyes + 0.1 * eye_to_mouth
     corners = [-half_width - half_height, -half_width + half_height, half_width + half_height, half_width - half_height]

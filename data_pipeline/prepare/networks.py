@@ -13,6 +13,27 @@ from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus
 from pidiff_jax.models.vae import AutoencoderKL
 
 
+def check_networks(base: Path | str, e4e: Path | str) -> None:
+    """Checks that there is something to load, in no time.
+
+    Raises:
+        FileNotFoundError: there is no Stable Diffusion folder at `base`, or no file at `e4e`.
+    """
+    _check_base(base)
+    if not Path(e4e).is_file():
+        raise FileNotFoundError(
+            f"expected a checkpoint of encoder4editing at {e4e}, found none; download it and pass its path"
+        )
+
+
+def _check_base(base: Path | str) -> None:
+    if not (Path(base) / "vae" / "config.json").is_file():
+        raise FileNotFoundError(
+            f"expected a Stable Diffusion folder in diffusers' format (with vae/config.json) at {base}, found none; "
+            "download one and pass its path"
+        )
+
+
 def load_encoders(
     base: Path | str,
     e4e: Path | str,
@@ -31,11 +52,7 @@ def load_encoders(
         FileNotFoundError: a file is missing.
         ValueError: one that doesn't fit.
     """
-    if not (Path(base) / "vae" / "config.json").is_file():
-        raise FileNotFoundError(
-            f"expected a Stable Diffusion folder in diffusers' format (with vae/config.json) at {base}, found none; "
-            "download one and pass its path"
-        )
+    _check_base(base)
     tokenizer = load_tokenizer(Path(base) / "tokenizer")
     try:
         vae_spec, vae_params = load_vae(Path(base) / "vae", variant)

@@ -201,7 +201,7 @@ def test_what_only_a_training_needs_may_be_damaged_for_a_reader(two_checkpoints,
 def test_if_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, state):
     with open_manager(tmp_path) as checkpoints:
         checkpoints.save(at_step(state, 2))
-    (tmp_path / "2" / "metadata" / "metadata").write_text("{")
+    (tmp_path / "2" / "metadata" / "metadata").write_text("{", encoding="utf-8")
     with open_manager(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"a readable checkpoint .*step 2"):
         checkpoints.restore_latest(state)
     assert (tmp_path / "2").is_dir()

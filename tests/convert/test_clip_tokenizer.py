@@ -76,8 +76,8 @@ def test_a_folder_in_the_newer_format_gives_the_same_ids(tmp_path):
 def test_padding_follows_the_folder(tmp_path):
     """Stable Diffusion 2.x pads with "!", whose id is 0."""
     write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "!"}))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "!"}), encoding="utf-8")
     assert list(tokenize(load_tokenizer(tmp_path), ["cat"])[0, 3:]) == [0] * 5
 
 

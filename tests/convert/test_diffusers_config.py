@@ -150,6 +150,6 @@ def test_noise_prediction_is_refused_where_the_last_step_is_noise_alone():
 def test_files_that_are_not_configs_are_refused(tmp_path):
     path = tmp_path / "config.json"
     for content in ("{", "[]"):
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="config.json"):
             configs.read_config(path)

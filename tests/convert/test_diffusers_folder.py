@@ -254,7 +254,7 @@ def test_every_missing_file_is_listed_in_one_line(folder, tmp_path):
 
 
 def edit_json(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

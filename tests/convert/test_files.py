@@ -103,7 +103,9 @@ def write_shards(folder):
     names = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(TENSORS)}
     for shard in set(names.values()):
         write_safetensors(folder / shard, {n: TENSORS[n] for n, s in names.items() if s == shard})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8"
+    )
     return folder / "model.safetensors.index.json", names
 
 
@@ -122,13 +124,13 @@ def test_missing_shards_are_listed(tmp_path):
 
 def test_shards_that_differ_from_their_index_are_refused(tmp_path):
     index, names = write_shards(tmp_path)
-    index.write_text(json.dumps({"weight_map": names | {"extra": names["half"]}}))
+    index.write_text(json.dumps({"weight_map": names | {"extra": names["half"]}}), encoding="utf-8")
     with pytest.raises(ValueError, match="difference in extra"):
         read_tensors(index)
-    index.write_text(json.dumps({"weight_map": names | {"extra": "../elsewhere.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": names | {"extra": "../elsewhere.safetensors"}}), encoding="utf-8")
     with pytest.raises(ValueError, match="elsewhere"):
         read_tensors(index)
-    index.write_text("[]")
+    index.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="weight_map"):
         read_tensors(index)
 
@@ -136,7 +138,7 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
 def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for shard in (index.name, "other.bin.index.json"):
-        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        index.write_text(json.dumps({"weight_map": {"a": shard}}), encoding="utf-8")
         with pytest.raises(ValueError, match=f"got the index {shard}"):
             read_tensors(index)
 

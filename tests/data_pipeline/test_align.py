@@ -38,10 +38,50 @@ def test_quad_turns_and_grows_with_the_face():
 
 def test_68_points_are_reduced_to_eyes_and_mouth():
     points = np.random.default_rng(0).uniform(0, 200, (68, 2))
+    for part, place in ((slice(36, 42), UPRIGHT[0]), (slice(42, 48), UPRIGHT[1]), (48, UPRIGHT[3]), (54, UPRIGHT[4])):
+        points[part] = points[part] / 10 + place
     expected = [points[36:42].mean(0), points[42:48].mean(0), points[48], points[54]]
     np.testing.assert_allclose(eyes_and_mouth(points), expected)
     five = np.insert(np.array(expected), 2, 0, axis=0)
     np.testing.assert_allclose(ffhq_quad(points), ffhq_quad(five))
+
+
+EXCHANGED = [1, 0, 2, 4, 3]
+
+
+@pytest.mark.parametrize("degrees", [-40, 0, 40])
+def test_the_persons_own_left_and_right_are_exchanged(degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    face = UPRIGHT @ np.array([[c, s], [-s, c]]) + 300
+    np.testing.assert_allclose(ffhq_quad(face[EXCHANGED]), ffhq_quad(face))
+    points = np.zeros((68, 2))
+    for own, seen in ((slice(36, 42), 1), (slice(42, 48), 0), (48, 4), (54, 3)):
+        points[own] = face[seen]
+    np.testing.assert_allclose(eyes_and_mouth(points), face[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("degrees", range(0, 360, 30))
+def test_a_turned_face_even_upside_down_stays_as_it_is(degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    face = UPRIGHT @ np.array([[c, s], [-s, c]])
+    np.testing.assert_allclose(eyes_and_mouth(face), face[[0, 1, 3, 4]])
+    profile = face.copy()
+    profile[1] = face[0] + 0.1 * (face[0] - face[1])  # one eye seems to be beyond the other
+    np.testing.assert_allclose(eyes_and_mouth(profile), profile[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize(
+    "landmarks",
+    [
+        UPRIGHT[:, ::-1],  # (y, x)
+        UPRIGHT[EXCHANGED] @ np.array([[0, 1], [-1, 0]]),  # lying and exchanged
+        UPRIGHT[[1, 0, 2, 3, 4]],  # the eyes alone
+        UPRIGHT[[3, 4, 2, 0, 1]],  # the mouth first
+    ],
+)
+def test_landmarks_in_an_order_that_is_not_certain_are_refused(landmarks):
+    with pytest.raises(ValueError, match="expected left and right of eyes and mouth as seen"):
+        eyes_and_mouth(landmarks)
 
 
 def test_pixels_of_the_crop_come_from_their_place_in_the_quad():
@@ -92,6 +132,8 @@ def test_a_large_photograph_is_shrunk_before_cutting():
     [
         (np.zeros((4, 2)), "expected 5 or 68 landmarks, got 4"),
         (np.ones((5, 2)), "coincide"),
+        (UPRIGHT * 1e300, "expected finite landmarks, got NaN or more than a million pixels in point 1"),
+        (UPRIGHT / 200, "coincide within 0.3 pixels; give pixels, not shares"),
         (UPRIGHT + 2000, "expected landmarks inside the picture"),
     ],
 )

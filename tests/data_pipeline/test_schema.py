@@ -32,6 +32,10 @@ def test_a_record_must_fit_what_the_model_needs():
         ({"wplus": np.zeros(16, np.float32)}, r"wplus: expected axes \(l d\), got shape \(16,\)"),
         ({"face_mask": np.zeros((4, 8), np.float32)}, "face_mask: expected h=8 as in latent_mean, got h=4"),
         ({"face_mask": np.full((8, 8), 255, np.float32)}, r"face_mask: expected values in \[0, 1\], got \[255, 255\]"),
+        (
+            {"face_mask": np.full((8, 8), 1 / 255, np.float32)},
+            "face_mask: expected a value of at least 0.5, got 0.0039",
+        ),
         ({"wplus": np.full((6, 16), np.nan, np.float32)}, "wplus: expected finite values"),
     ],
 )

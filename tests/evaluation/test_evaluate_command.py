@@ -23,7 +23,7 @@ def make_run(folder: Path, experiment: str) -> Path:
     """The folder of a run that has got no further than its config."""
     config = runpy.run_path(str(ROOT / "experiments" / f"{experiment}.py"))["get_config"]()
     folder.mkdir()
-    (folder / "config.json").write_text(config.to_json_best_effort())
+    (folder / "config.json").write_text(config.to_json_best_effort(), encoding="utf-8")
     return folder
 
 
@@ -49,9 +49,9 @@ def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path
 
 
 def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp_path):
-    stored = json.loads((portraits_run / "config.json").read_text())
+    stored = json.loads((portraits_run / "config.json").read_text(encoding="utf-8"))
     del stored["world"]
-    (portraits_run / "config.json").write_text(json.dumps(stored))
+    (portraits_run / "config.json").write_text(json.dumps(stored), encoding="utf-8")
     assert "got one of an earlier version; train it again" in error_of(portraits_run, tmp_path / "out")
 
 
@@ -64,15 +64,15 @@ def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_pat
 
 
 def test_an_output_that_is_a_file_is_refused_at_once(portraits_run, tmp_path):
-    (tmp_path / "out").write_text("notes")
+    (tmp_path / "out").write_text("notes", encoding="utf-8")
     assert "expected a folder to write to at --output=" in error_of(portraits_run, tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "notes"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "notes"
 
 
 def test_results_are_never_overwritten(portraits_run, tmp_path):
-    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "metrics.json").write_text("{}", encoding="utf-8")
     assert "got metrics.json; choose another" in error_of(portraits_run, tmp_path)
-    assert (tmp_path / "metrics.json").read_text() == "{}"
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8") == "{}"
 
 
 @pytest.mark.parametrize(
@@ -85,5 +85,5 @@ def test_results_are_never_overwritten(portraits_run, tmp_path):
 )
 def test_what_is_no_identity_run_is_named(tmp_path, config, message):
     if config is not None:
-        (tmp_path / "config.json").write_text(config)
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
     assert message in error_of(tmp_path, tmp_path / "out")

@@ -49,7 +49,7 @@ def html(evaluation, tmp_path):
         parameter_table="unet/attn2/to_k_id  trained",
         facts=FACTS,
     )
-    return (tmp_path / "report.html").read_text()
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_report_needs_no_other_file(html):
@@ -106,7 +106,7 @@ def test_a_run_that_nobody_judged_has_a_report_without_scores(evaluation, tmp_pa
         parameter_table="",
         facts=facts,
     )
-    html = (tmp_path / "report.html").read_text()
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nothing is scored" in html and "people" not in html.split("<h2>Training")[0].split("<body>")[1]
 
 
@@ -132,7 +132,7 @@ def test_a_chart_without_finite_points_is_refused():
 def test_metrics_have_the_promised_schema(evaluation, tmp_path):
     path = tmp_path / "metrics.json"
     write_metrics(path, evaluation.scores, details=evaluation.details, **FACTS)
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     for name in SCORES:
         for key in ("on", "off"):
             low, mean, high = (metrics[name][key][part] for part in ("low", "mean", "high"))

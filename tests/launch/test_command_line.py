@@ -159,7 +159,7 @@ def test_a_config_that_is_not_there_is_said_so(tmp_path):
 
 
 def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path):
-    (tmp_path / "broken.py").write_text("def get_config():\n    return missing_name")
+    (tmp_path / "broken.py").write_text("def get_config():\n    return missing_name", encoding="utf-8")
     arguments = f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'run'}"
     result = call(*arguments)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
@@ -185,10 +185,10 @@ def test_scoring_wants_the_folder_of_a_run_and_an_empty_one_for_results(tmp_path
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}", command="evaluate")
     assert result.returncode == 1
     assert "error: expected the folder of a run" in result.stderr and "Traceback" not in result.stderr
-    (tmp_path / "config.json").write_text('{"task": "autoencoder"}')
+    (tmp_path / "config.json").write_text('{"task": "autoencoder"}', encoding="utf-8")
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path / 'out'}", command="evaluate")
     assert "got a run of the task 'autoencoder'" in result.stderr
-    (tmp_path / "config.json").write_text(CONFIG.to_json_best_effort())
+    (tmp_path / "config.json").write_text(CONFIG.to_json_best_effort(), encoding="utf-8")
     (tmp_path / "metrics.json").touch()
     result = call(f"--workdir={tmp_path}", f"--output={tmp_path}", command="evaluate")
     assert "expected a folder without results" in result.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
-with open(Path(__file__).with_name("loads"), "a") as file:
+with open(Path(__file__).with_name("loads"), "a", encoding="utf-8") as file:
     file.write("once ")
 
 def get_config(part="small"):
@@ -24,7 +24,7 @@ def get_config(part="small"):
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "config.py"
-    path.write_text(CONFIG)
+    path.write_text(CONFIG, encoding="utf-8")
     return path
 
 
@@ -93,7 +93,7 @@ command_line.start(lambda: print(CONFIG.value.part, CONFIG.value.count), config=
 """
     result = call_script(script, "-config.count=5", "--config", f"{file}:large", "--config.count=6")
     assert result.stderr == "" and result.stdout == "large 6\n"
-    assert (tmp_path / "loads").read_text() == "once "
+    assert (tmp_path / "loads").read_text(encoding="utf-8") == "once "
 
 
 def test_a_file_with_no_config_in_it_is_refused(tmp_path):
@@ -105,11 +105,11 @@ def test_a_file_with_no_config_in_it_is_refused(tmp_path):
         ("import not_a_module", "got ModuleNotFoundError: No module named 'not_a_module'; correct the file"),
         ("def get_config():\n    raise ValueError('expected a, got b')", "expected a, got b"),
     ]:
-        file.write_text(content)
+        file.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError) as error:
             load_config(str(file))
         assert expected in str(error.value)
-    file.write_text("def get_config():\n    return 1")
+    file.write_text("def get_config():\n    return 1", encoding="utf-8")
     with pytest.raises(ValueError, match="got TypeError"):
         load_config(f"{file}:part")
 

@@ -18,8 +18,9 @@ from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data_pipeline.prepare.encode import read_photographs, split_by_person, write_photographs
+from data_pipeline.prepare.encode import split_by_person, write_photographs
 from data_pipeline.prepare.networks import load_encoders
+from data_pipeline.prepare.photographs import read_photographs
 from experiments import ffhq
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.files import write_safetensors
@@ -81,7 +82,7 @@ def photographs(tmp_path_factory) -> Path:
         Image.fromarray((astronaut.pixels() * exposure).astype(np.uint8)).save(path / f"{exposure}.png")
         entry = {"file": f"{exposure}.png", "face_mask": "mask.png", "landmarks": astronaut.LANDMARKS.tolist()}
         lines.append(json.dumps({**entry, "caption": astronaut.CAPTION, "person": str(exposure)}))
-    (path / "photographs.jsonl").write_text("\n".join(lines))
+    (path / "photographs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -110,7 +111,7 @@ def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
 
 
 def report(workdir: Path) -> dict[int, dict]:
-    lines = (workdir / "history.jsonl").read_text().splitlines()
+    lines = (workdir / "history.jsonl").read_text(encoding="utf-8").splitlines()
     merged: dict[int, dict] = {}
     for entry in map(json.loads, lines):
         merged.setdefault(entry["step"], {}).update(entry)
@@ -129,7 +130,7 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
 
     with Image.open(run / "samples.png") as picture:
         assert picture.width > 4 * 190 and picture.height > 2 * 190
-    assert "has no judges" in (run / "report.html").read_text() and not (run / "metrics.json").exists()
+    assert "has no judges" in (run / "report.html").read_text(encoding="utf-8") and not (run / "metrics.json").exists()
 
     (run / "complete.json").unlink()  # what a run leaves that was killed after step 2
     shutil.rmtree(run / "checkpoints" / "4")
@@ -213,12 +214,12 @@ def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_p
 def test_ctrl_c_ends_preparing_in_one_line(tmp_path):
     script = """
 import runpy
-from data_pipeline.prepare import encode
+from data_pipeline.prepare import networks
 
-def interrupted(_):
+def interrupted(*_):
     raise KeyboardInterrupt
 
-encode.read_photographs = interrupted
+networks.check_networks = interrupted
 runpy.run_module("launch.prepare", {}, "__main__")
 """
     command = [sys.executable, "-c", script, "--photographs=photographs", "--base=base", "--e4e=e4e.pt"]

@@ -30,7 +30,7 @@ def rendered(name: str, part: str | None) -> str:
 def test_a_config_is_what_was_written_down(name, part):
     path = golden_file(name, part)
     assert path.is_file(), f"expected {path.relative_to(ROOT)}, found none; run {COMMAND}"
-    expected, found = path.read_text().splitlines(), rendered(name, part).splitlines()
+    expected, found = path.read_text(encoding="utf-8").splitlines(), rendered(name, part).splitlines()
     differences = "\n".join(difflib.unified_diff(expected, found, "written down", "now", n=1, lineterm=""))
     assert not differences, f"experiments/{name}.py has changed; if it was meant to, run {COMMAND}\n{differences}"
 
@@ -46,7 +46,7 @@ def write_all() -> None:
     for path in set(GOLDEN.iterdir()) - {golden_file(*config) for config in CONFIGS}:
         path.unlink()
     for config in CONFIGS:
-        golden_file(*config).write_text(rendered(*config))
+        golden_file(*config).write_text(rendered(*config), encoding="utf-8")
         print(golden_file(*config).relative_to(ROOT))
 
 

@@ -39,12 +39,12 @@ def workdir(tmp_path_factory) -> Path:
         *(f"--config.{name}={value}" for name, value in SHORT.items()),
     )
     assert result.returncode == 0, result.stderr
-    (path.parent / "stdout").write_text(result.stdout)
+    (path.parent / "stdout").write_text(result.stdout, encoding="utf-8")
     return path
 
 
 def test_it_leaves_checkpoint_scores_report_pictures_and_events(workdir):
-    metrics = json.loads((workdir / "metrics.json").read_text())
+    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     for name in SCORES:
         for key in ("on", "off"):
             interval = metrics[name][key]
@@ -57,19 +57,19 @@ def test_it_leaves_checkpoint_scores_report_pictures_and_events(workdir):
     with Image.open(workdir / "samples.png") as picture:
         assert picture.width > 8 * 190 and picture.height > 8 * 190
         assert np.asarray(picture).std() > 30
-    report = (workdir / "report.html").read_text()
+    report = (workdir / "report.html").read_text(encoding="utf-8")
     assert "identity similarity" in report
     assert "://" not in report.replace("http://www.w3.org", "")  # "http" alone may stand in a picture's base64
     assert list((workdir / "tensorboard").glob("events*"))
     assert {"10", "20"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
 
-    history = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in (workdir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     validated = [entry for entry in history if "validation/identity_similarity" in entry]
     assert [entry["step"] for entry in validated] == [10]
 
 
 def test_it_prints_the_scores_and_where_the_results_are(workdir):
-    printed = (workdir.parent / "stdout").read_text()
+    printed = (workdir.parent / "stdout").read_text(encoding="utf-8")
     for name in (*SCORES, "samples.png", "report.html", "metrics.json", "frozen"):
         assert name in printed
 
@@ -86,7 +86,7 @@ def test_scored_again_it_scores_the_same_and_without_identity_draws_the_base(wor
     output = workdir.parent / "again"
     result = call("evaluate", f"--workdir={workdir}", f"--output={output}")
     assert result.returncode == 0, result.stderr
-    first, second = (json.loads((path / "metrics.json").read_text()) for path in (workdir, output))
+    first, second = (json.loads((path / "metrics.json").read_text(encoding="utf-8")) for path in (workdir, output))
     for name in SCORES:
         assert first[name]["on"]["mean"] == pytest.approx(second[name]["on"]["mean"], abs=1e-5)
     assert second["num_steps"] == 20
@@ -111,6 +111,8 @@ def test_a_run_of_eight_devices_is_scored_on_one(tmp_path):
     assert trained.returncode == 0, trained.stderr
     scored = call("evaluate", f"--workdir={run}", f"--output={tmp_path / 'again'}")
     assert scored.returncode == 0, scored.stderr
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    first, second = (
+        json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (run, tmp_path / "again")
+    )
     for name in SCORES:
         assert first[name]["on"]["mean"] == pytest.approx(second[name]["on"]["mean"], abs=1e-3)

@@ -52,7 +52,9 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
     train(tmp_path / "cut")
     assert "resuming from step" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
-    history = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {"loss", "seconds", "grad_norm/identity"} <= history[-1].keys() | history[-2].keys()
     seconds = [entry["seconds"] for entry in history if "seconds" in entry]
     assert seconds == sorted(seconds)
@@ -120,10 +122,10 @@ def test_what_cannot_be_built_leaves_no_folder(tmp_path):
 def test_out_of_time_it_stops_saves_and_can_go_on(tmp_path, capsys):
     train(tmp_path / "run", max_seconds=0.0)
     assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
-    assert '"validation/loss"' in (tmp_path / "run" / "history.jsonl").read_text()
+    assert '"validation/loss"' in (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "complete.json").exists()
     train(tmp_path / "run", max_seconds=None)
-    assert json.loads((tmp_path / "run" / "complete.json").read_text())["num_steps"] == 12
+    assert json.loads((tmp_path / "run" / "complete.json").read_text(encoding="utf-8"))["num_steps"] == 12
     train(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(tmp_path / "whole"))
 
@@ -155,16 +157,16 @@ def test_cadence_devices_and_folders_may_change_when_a_run_resumes(tmp_path):
     train(tmp_path / "run", max_seconds=0.0)
     train(tmp_path / "run", log_every_steps=2, mesh={"data": 4, "fsdp": 2, "tensor": 1})
     assert (tmp_path / "run" / "complete.json").exists()
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert stored["mesh"]["data"] == 4 and stored["log_every_steps"] == 2
 
 
 def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(tmp_path):
     train(tmp_path / "run", max_seconds=0.0)
-    with (tmp_path / "run" / "history.jsonl").open("a") as file:
+    with (tmp_path / "run" / "history.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
     train(tmp_path / "run")
-    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
 
 

@@ -41,7 +41,7 @@ plan = make_plan(build_experiment(config, world), settings, make_mesh(settings.m
 leaves = jax.tree.leaves((plan.state, plan.frozen))
 print(json.dumps({
     "seconds": time.process_time() - started,
-    "peak_gb": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9,
+    "peak_gb": int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024 / 1e9,
     "parameters": sum(x.size for x in jax.tree.leaves((plan.state.trainable, plan.frozen))),
     "trainable": sum(x.size for x in jax.tree.leaves(plan.state.trainable)),
     "all_structs": all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves),
@@ -100,7 +100,7 @@ def stable_diffusion(tmp_path_factory) -> Path:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     ).save_config(folder / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
 

@@ -76,7 +76,7 @@ def test_two_processes_train_stop_and_resume_as_one(tmp_path):
         port = listener.getsockname()[1]
     environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    logs = [(tmp_path / f"log{index}").open("w+") for index in range(2)]
+    logs = [(tmp_path / f"log{index}").open("w+", encoding="utf-8") for index in range(2)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.process_of_two", str(port), str(index), str(tmp_path)],
@@ -93,11 +93,14 @@ def test_two_processes_train_stop_and_resume_as_one(tmp_path):
         for process, log in zip(processes, logs, strict=True):
             process.kill()
             log.close()
-    assert codes == [0, 0], [(tmp_path / f"log{index}").read_text()[-2000:] for index in range(2)]
-    assert "stopped by config.max_seconds at step 3 of 12" in (tmp_path / "log0").read_text()
-    assert "resuming from step 3 of 12" in (tmp_path / "log0").read_text()
-    assert json.loads((tmp_path / "two" / "complete.json").read_text())["num_steps"] == 12
-    steps = [json.loads(line)["step"] for line in (tmp_path / "two" / "history.jsonl").read_text().splitlines()]
+    assert codes == [0, 0], [(tmp_path / f"log{index}").read_text(encoding="utf-8")[-2000:] for index in range(2)]
+    assert "stopped by config.max_seconds at step 3 of 12" in (tmp_path / "log0").read_text(encoding="utf-8")
+    assert "resuming from step 3 of 12" in (tmp_path / "log0").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "two" / "complete.json").read_text(encoding="utf-8"))["num_steps"] == 12
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "two" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert steps == sorted(steps) and {3, 4, 6, 8, 9, 12} <= set(steps)
 
     train_run(make_config(), tmp_path / "one", started=time.perf_counter(), build=build_tiny())

@@ -167,7 +167,7 @@ def test_a_process_that_comes_second_reads_what_the_first_has_written(source, tm
 
 
 def test_a_cache_that_is_a_file_is_refused(source, tmp_path):
-    (tmp_path / "cache").write_text("notes")
+    (tmp_path / "cache").write_text("notes", encoding="utf-8")
     counted = Counted(source)
     with pytest.raises(ValueError, match="expected a folder for cached records at .*cache"):
         portraits_sources.cached_records(tmp_path / "cache", {}, counted.makers())["train"]()

@@ -42,7 +42,7 @@ def test_they_take_16_mb_at_most_and_the_model_card_describes_every_file():
     files = sorted(WEIGHTS.glob("*.safetensors"))
     assert {path.stem for path in files} == set(MADE_BY)
     assert sum(path.stat().st_size for path in files) <= 16_000_000
-    card = (WEIGHTS / "MODEL_CARD.md").read_text()
+    card = (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
     for path in files:
         assert f"`{path.name}`" in card
         assert "num_steps" in read_metadata(path)["model_card"]
