@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from data_pipeline.schema import FIELDS, RecordSpec, validate_record
 from data_pipeline.sources import RecordSource
+from pidiff_jax.locations import local_path
 
 NOTES = ("caption", "picture")
 Record = Mapping[str, np.ndarray | str | int]
@@ -83,7 +84,7 @@ def write_records(
         FileExistsError: `directory` exists.
         ValueError: a record does not fit the schema or the first record, or a split is empty.
     """
-    directory = Path(directory).absolute()
+    directory = local_path(directory, "the records").absolute()
     if directory.exists():
         raise FileExistsError(
             f"expected a new folder for records, got {directory}, which exists; choose another or move it away"
@@ -126,7 +127,7 @@ def open_records(directory: str | Path, split: str) -> RecordSource:
         FileNotFoundError: there is no data set at `directory`, or files of it are missing.
         ValueError: it has no such split, or lacks fields of the schema.
     """
-    directory = Path(directory)
+    directory = local_path(directory, "the records")
     if not (directory / "dataset_info.json").is_file():
         raise FileNotFoundError(
             f"expected a folder of records with dataset_info.json, found none at {directory}; see docs/data.md"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data_pipeline.prepare.align import check_landmarks, eyes_and_mouth
 from data_pipeline.prepare.pictures import read_mask, read_pixels
+from pidiff_jax.locations import local_path
 
 INDEX_FILE = "photographs.jsonl"
 LATENT_PX = 8  # side of a latent position of Stable Diffusion's VAE
@@ -67,7 +68,7 @@ def read_photographs(folder: str | Path, skipped: list[Skipped] | None = None, s
         ValueError: it isn't UTF-8; or lines or photographs can't be used: all are listed.
     """
     check_size(size_px)
-    folder, listed, problems = Path(folder), [], []
+    folder, listed, problems = local_path(folder, "the photographs"), [], []
     for number, line in _lines(folder / INDEX_FILE):
         try:
             entry = _parse(line)

@@ -147,6 +147,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{name}.")
-        elif a != b and not FREE_KEYS.fullmatch(prefix + name) and not (prefix + name == "num_steps" and a < b):
+        elif a != b and not FREE_KEYS.fullmatch(prefix + name) and not _longer(prefix + name, a, b):
             found.append(f"{prefix}{name} ({a!r} -> {b!r})")
     return found
+
+
+def _longer(name: str, old: Any, new: Any) -> bool:
+    return name == "num_steps" and isinstance(old, int) and isinstance(new, int) and old < new
