@@ -24,7 +24,7 @@ _LOCK_SECONDS = 10.0  # JAX's own patience with another process that reads or wr
 def use_compilation_cache(chosen: str | None) -> None:
     """Makes JAX keep what it compiles; call it before JAX compiles anything.
 
-    A folder that can't be made or written to gives a warning, one line on stderr, and no cache.
+    A folder that can't be made, written to or locked gives a warning, one line on stderr, and no cache.
 
     chosen: a folder, "off", or None for what the environment says; see `cache_folder`.
     """
@@ -85,10 +85,8 @@ def _remove_unfinished(folder: Path) -> None:
 
     JAX notes the time of use beside a program once that is written; without this note, its eviction fails too.
     """
-    try:
-        with filelock.FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
-            for program in folder.glob("*-cache"):
-                if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").is_file():
-                    program.unlink()
-    except filelock.Timeout:
-        pass  # others are at work there, thus it can be written to
+    # A lock that nobody lets go, such as a killed program's on a file system without locks, would hold up every program of ours.
+    with filelock.FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
+        for program in folder.glob("*-cache"):
+            if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").is_file():
+                program.unlink()
