@@ -42,7 +42,8 @@ def load_parameters(
             chosen, found, failures = read_newest(root, steps, lambda step: _read(manager, step, ema))
             for damaged, reason in failures.items():
                 warnings.warn(
-                    f"the checkpoint {root / str(damaged)} is damaged ({reason}); went back to step {chosen}", stacklevel=2
+                    f"the checkpoint {root / str(damaged)} is damaged ({reason}); went back to step {chosen}",
+                    stacklevel=2,
                 )
             return found
         try:

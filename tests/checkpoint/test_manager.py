@@ -182,7 +182,9 @@ def test_whoever_only_reads_steps_back_too_and_moves_nothing(damaged, state):
     assert metadata["step"] == 2
     assert_same(average, jax.tree.map(np.asarray, at_step(state, 2).ema))
     assert (damaged / "4").is_dir()
-    with pytest.raises(ValueError, match=r"expected a readable checkpoint, got .*4: .+; choose another step of \[2, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"expected a readable checkpoint, got .*4: .+; choose another step of \[2, 4\]"
+    ):
         load_parameters(damaged, step=4)
     assert load_parameters(damaged, step=2)[1]["step"] == 2
 
