@@ -84,16 +84,16 @@ _TEXT_IGNORED = (
     "use_bfloat16", "use_cache",
 )  # fmt: skip
 
-_K_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+_K_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 _LATENT_BETAS = _K_BETAS | {"beta_schedule": "scaled_linear"}
-_SCHEDULE_DEFAULTS = {
+_SCHEDULE_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
     "prediction_type": "epsilon", "timestep_spacing": "leading", "set_alpha_to_one": True,
     "rescale_betas_zero_snr": False,
 }  # fmt: skip
 # Schedulers whose noise is that of the betas in their config; the value holds their own defaults. The others
 # (flow matching, EDM, variance exploding, consistency, discrete states, shifted betas, unCLIP's two stages, ...) don't.
-_SCHEDULERS: dict[str, Config] = {
+_SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIMInverseScheduler": {}, "DDIMParallelScheduler": {}, "DDIMScheduler": {}, "DDPMParallelScheduler": {},
     "DDPMScheduler": {},
     "DEISMultistepScheduler": {}, "DPMSolverMultistepInverseScheduler": {}, "DPMSolverMultistepScheduler": {},

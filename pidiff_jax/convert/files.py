@@ -201,7 +201,7 @@ def _load_torch(path: Path, torch: Any) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises anything from EOFError to UnpicklingError
             refused, damage = _refused_classes(path, str(error), torch), _damage(path)
-            if "Unsupported operand" in str(error):
+            if zipfile.is_zipfile(path) and "Unsupported operand" in str(error):
                 damage = "damaged, or saved with another pickle_protocol than torch.save's own"
     if refused:
         raise ValueError(
@@ -223,8 +223,8 @@ def _data_classes() -> list[Any]:
     numpy_types = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
     constructors: list[Any] = [example.__reduce__()[0] for example in (np.float32(0), np.zeros(0))]
     return [
-        argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), list, dict, tuple, set, int, float, bool,
-        str, datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
+        argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), list, dict, tuple, set, int, float,
+        bool, str, datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
         np.ndarray, np.dtype, *numpy_types,
         *((kind, f"{module}.{name}") for name, kind in paths.items() for module in ("pathlib", "pathlib._local")),
         *((make, f"{module}.multiarray.{make.__name__}") for make in constructors for module in ("numpy.core", "numpy._core")),

@@ -19,6 +19,11 @@ from safetensors.numpy import save_file
 
 from pidiff_jax.convert import files
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
+from pidiff_jax.convert.ir_se import load_arcface_checkpoint, load_e4e_checkpoint
+from pidiff_jax.convert.stylegan2 import load_stylegan2_checkpoint
+from pidiff_jax.models.arcface import ArcFaceSpec
+from pidiff_jax.models.e4e import E4eSpec
+from pidiff_jax.worlds.portraits.networks import STYLEGAN2
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
@@ -147,6 +152,22 @@ def test_what_is_there_instead_of_weights_is_said(tmp_path, suffix, content, rea
     with pytest.raises(ValueError, match=rf"w\.{suffix}, which is {reason}") as error:
         read_tensors(tmp_path / f"w.{suffix}")
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "tensors"),
+    [
+        (lambda path: load_arcface_checkpoint(path, ArcFaceSpec()), {"a": np.zeros(1)}),
+        (lambda path: load_e4e_checkpoint(path, E4eSpec()), {"encoder.a": np.zeros(1), "latent_avg": np.zeros(3)}),
+        (lambda path: load_e4e_checkpoint(path, E4eSpec()), {"encoder.a": np.zeros(1), "latent_avg": np.zeros(512)}),
+        (lambda path: load_stylegan2_checkpoint(path, STYLEGAN2), {"g_ema.input.input": np.zeros(1)}),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_their_file(tmp_path, load, tensors):
+    write_safetensors(tmp_path / "w.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"/w\.safetensors: (expected latent_avg|the weights don't fit)") as error:
+        load(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
 
 
 def write_shards(folder):
