@@ -15,7 +15,9 @@ PHOTOGRAPHS = command_line.define_path(
 BASE = command_line.define_path(
     "base", "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used.", required=True
 )
-VARIANT = flags.DEFINE_string("variant", None, "Of the VAE's weight files, such as fp16; the plain files by default.")
+VARIANT = flags.DEFINE_string(
+    "variant", None, "Of the VAE's weight files, such as fp16; by default the plain files, or the only ones there are."
+)
 E4E = command_line.define_path(
     "e4e", "Checkpoint of encoder4editing, such as e4e_ffhq_encode.pt, or its safetensors.", required=True
 )

@@ -46,7 +46,7 @@ def load_encoders(
         base: the folder; only its `vae` and `tokenizer` are read.
         e4e: checkpoint of encoder4editing (see `load_e4e_checkpoint`).
         e4e_spec: sizes of the encoder; the default is the published one for FFHQ, 18 codes of 512.
-        variant: of the VAE's weight files, such as "fp16"; None: the plain ones.
+        variant: of the VAE's weight files, such as "fp16"; None: the plain ones, or the only ones there are.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -58,7 +58,7 @@ def load_encoders(
         vae_spec, vae_params = load_vae(Path(base) / "vae", variant)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"expected the VAE's weights in {base}, missing {error}; complete the folder, or set --variant=NAME"
+            f"expected the VAE's weights in {base}, missing {error}; complete the folder"
         ) from error
     vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
     e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)

@@ -1,16 +1,23 @@
 """CLIP tokenizers: loading and writing their folders, captions to token ids, and vocabularies of chosen words."""
 
+import codecs
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 from transformers import CLIPTokenizer
 
+from pidiff_jax.convert.diffusers_config import read_config
+from pidiff_jax.convert.files import naming
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+_TOKEN_FILES = ("vocab.json", "tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 
 Merges = list[tuple[str, str]]
 
@@ -18,13 +25,23 @@ Merges = list[tuple[str, str]]
 def load_tokenizer(folder: Path | str) -> CLIPTokenizer:
     """Loads a CLIP tokenizer folder (vocab.json and merges.txt, or tokenizer.json) and checks its vocabulary.
 
+    Tokens that were added, such as those of textual inversion, count; byte order marks are left out.
+
     Raises:
         FileNotFoundError: the folder holds neither form.
-        ValueError: the loaded vocabulary differs from the file's, or the folder doesn't say how long a text may be.
+        ValueError: a file can't be read, the loaded vocabulary lacks a token of the files or numbers it otherwise, or the
+            folder doesn't say how long a text may be.
     """
     folder = Path(folder)
-    expected = _vocabulary_size(folder)
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    expected = _vocabulary(folder)
+    with _without_marks(folder) as readable:
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(str(readable), local_files_only=True)
+        except Exception as error:  # transformers and its Rust half raise anything
+            raise ValueError(
+                f"expected a CLIP tokenizer in {folder}, got files that transformers can't read ({type(error).__name__}); copy "
+                "the model's tokenizer folder again"
+            ) from error
     return _checked(tokenizer, expected, str(folder))
 
 
@@ -51,7 +68,7 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
         merges=merges,  # type: ignore[arg-type] # its annotation says strings, its code wants pairs
         model_max_length=max_length,
     )
-    return _checked(tokenizer, len(vocabulary), "the words' vocabulary")
+    return _checked(tokenizer, vocabulary, "the words' vocabulary")
 
 
 def write_tokenizer(folder: Path | str, vocabulary: dict[str, int], merges: Merges, max_length: int) -> None:
@@ -121,23 +138,58 @@ def _byte_symbols() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _vocabulary_size(folder: Path) -> int:
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    if (folder / "tokenizer.json").is_file():
-        return len(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
-    raise FileNotFoundError(
-        f"expected vocab.json and merges.txt, or tokenizer.json, in {folder}, found neither; copy the "
-        "model's tokenizer folder"
-    )
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """All tokens of a folder with their ids, those that were added to the vocabulary included."""
+    files = {name: read_config(folder / name) for name in _TOKEN_FILES if (folder / name).is_file()}
+    with naming(folder):
+        try:
+            if "vocab.json" in files and (folder / "merges.txt").is_file():
+                tokens = dict(files["vocab.json"])
+            elif "tokenizer.json" in files:
+                tokens = dict(files["tokenizer.json"]["model"]["vocab"])
+            else:
+                raise FileNotFoundError(
+                    f"expected vocab.json and merges.txt, or tokenizer.json, in {folder}, found neither; copy the "
+                    "model's tokenizer folder"
+                )
+            tokens |= files.get("added_tokens.json", {})
+            tokens |= {
+                token["content"]: token["id"] for token in files.get("tokenizer.json", {}).get("added_tokens", ())
+            }
+            added = files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {})
+            return tokens | {token["content"]: int(index) for index, token in added.items()}
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(
+                f"expected tokens with their ids in {', '.join(files)}, got another form; copy the model's tokenizer folder "
+                "again"
+            ) from None
 
 
-def _checked(tokenizer: CLIPTokenizer, expected_size: int, source: str) -> CLIPTokenizer:
+@contextlib.contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy where files start with a byte order mark, which transformers can't read."""
+    files = [path for path in folder.iterdir() if path.suffix in (".json", ".txt") and path.is_file()]
+    if not any(_has_mark(path) for path in files):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for path in files:
+            (Path(copy) / path.name).write_bytes(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        yield Path(copy)
+
+
+def _has_mark(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
+def _checked(tokenizer: CLIPTokenizer, expected: dict[str, int], source: str) -> CLIPTokenizer:
     # transformers swallows unknown keyword arguments and then makes a vocabulary of the special tokens alone.
-    if len(tokenizer) != expected_size:
+    loaded = tokenizer.get_vocab()
+    if lost := [token for token, index in expected.items() if loaded.get(token) != index]:
         raise ValueError(
-            f"expected {expected_size} tokens from {source}, got {len(tokenizer)}; check the file and the "
-            "transformers version"
+            f"expected {len(expected)} tokens from {source}, got {len(lost)} of them missing or with another id, such as "
+            f"{lost[0]!r} with {expected[lost[0]]}; check that its files are of one model, and the transformers version"
         )
     if tokenizer.model_max_length > 10_000:  # transformers' stand-in for "not given" is 1e30
         raise ValueError(

@@ -1,13 +1,18 @@
-"""The config files of a diffusers folder, read into our specs; a setting we don't implement is refused, not ignored."""
+"""The config files of a diffusers folder, read into our specs; a setting we don't implement is refused, not ignored.
 
-import contextlib
+A field that is unknown here, of a newer diffusers or of somebody's own, is accepted if its value is null: diffusers means
+"not used" by it. Any other value may change what the model is, so it is refused, a scheduler's too: a field that only
+samplers read is listed here, or can be deleted from the file.
+"""
+
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from pidiff_jax.convert.files import naming
 from pidiff_jax.diffusion.samplers import Spacing
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
@@ -28,20 +33,20 @@ _UNET_DEFAULTS = {
 }  # fmt: skip
 # Fields that select what we don't implement, with the values that mean "not used".
 _UNET_FIXED = {
-    "act_fn": ("silu",), "addition_embed_type": (None,), "addition_embed_type_num_heads": (64,),
+    "act_fn": ("silu", "swish"), "addition_embed_type": (None,), "addition_embed_type_num_heads": (64,),
     "addition_time_embed_dim": (None,), "attention_type": ("default",), "center_input_sample": (False,),
     "class_embed_type": (None,), "class_embeddings_concat": (False,), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
     "cross_attention_norm": (None,), "downsample_padding": (1,), "dropout": (0,), "dual_cross_attention": (False,),
     "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "flip_sin_to_cos": (True,), "freq_shift": (0,),
     "mid_block_only_cross_attention": (None, False), "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_attention_heads": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
     "num_class_embeds": (None,), "only_cross_attention": (False,), "projection_class_embeddings_input_dim": (None,),
     "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
 }  # fmt: skip
 # Our attention logits and softmax are float32 whatever the compute type, which covers `upcast_attention`.
-_UNET_IGNORED = ("sample_size", "upcast_attention")
+_UNET_IGNORED = ("sample_size", "upcast_attention", "num_attention_heads")
 # Fields that may be one value for all levels or a list with each level's own.
 _PER_LEVEL = ("attention_head_dim", "transformer_layers_per_block", "only_cross_attention")
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -53,7 +58,7 @@ _VAE_DEFAULTS = {
     "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",),
 }  # fmt: skip
 _VAE_FIXED = {
-    "act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,), "shift_factor": (None,),
+    "act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,), "shift_factor": (None,),
     "use_post_quant_conv": (True,), "use_quant_conv": (True,),
 }  # fmt: skip
 _VAE_IGNORED = ("sample_size", "force_upcast")
@@ -65,27 +70,52 @@ _TEXT_DEFAULTS = {
 _TEXT_FIXED = {
     "attention_dropout": (0,), "dropout": (0,), "layer_norm_eps": (1e-5,), "model_type": ("clip_text_model",),
 }  # fmt: skip
-# Token ids serve transformers' pooling, which Stable Diffusion doesn't read; padding is the tokenizer's business.
+# Token ids serve transformers' pooling, which Stable Diffusion doesn't read; padding is the tokenizer's business; the
+# rest says what a call returns, or how transformers' text generators draw words.
 _TEXT_IGNORED = (
     "architectures", "bos_token_id", "dtype", "eos_token_id", "initializer_factor", "initializer_range", "pad_token_id",
     "projection_dim", "torch_dtype", "transformers_version",
+    "add_cross_attention", "attn_implementation", "chunk_size_feed_forward", "diversity_penalty", "do_sample",
+    "early_stopping", "encoder_no_repeat_ngram_size", "id2label", "is_decoder", "is_encoder_decoder", "label2id",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pruned_heads",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "temperature",
+    "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings", "top_k", "top_p", "torchscript", "typical_p",
+    "use_bfloat16", "use_cache",
 )  # fmt: skip
 
-_SCHEDULE_DEFAULTS = {
+_K_BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
+_LATENT_BETAS = _K_BETAS | {"beta_schedule": "scaled_linear"}
+_SCHEDULE_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
     "prediction_type": "epsilon", "timestep_spacing": "leading", "set_alpha_to_one": True,
     "rescale_betas_zero_snr": False,
 }  # fmt: skip
-_SCHEDULE_FIXED = {"trained_betas": (None,), "thresholding": (False,), "use_flow_sigmas": (False,)}
+# Schedulers whose noise is that of the betas in their config; the value holds their own defaults. The others
+# (flow matching, EDM, variance exploding, consistency, discrete states, shifted betas, unCLIP's two stages, ...) don't.
+_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDIMInverseScheduler": {}, "DDIMParallelScheduler": {}, "DDIMScheduler": {}, "DDPMParallelScheduler": {},
+    "DDPMScheduler": {},
+    "DEISMultistepScheduler": {}, "DPMSolverMultistepInverseScheduler": {}, "DPMSolverMultistepScheduler": {},
+    "DPMSolverSDEScheduler": _K_BETAS, "DPMSolverSinglestepScheduler": {}, "EulerAncestralDiscreteScheduler": {},
+    "EulerDiscreteScheduler": {}, "HeunDiscreteScheduler": _K_BETAS, "KDPM2AncestralDiscreteScheduler": _K_BETAS,
+    "KDPM2DiscreteScheduler": _K_BETAS, "LCMScheduler": _LATENT_BETAS, "LMSDiscreteScheduler": {}, "PNDMScheduler": {},
+    "RePaintScheduler": {}, "SASolverScheduler": {}, "TCDScheduler": _LATENT_BETAS, "UniPCMultistepScheduler": {},
+}  # fmt: skip
+# A continuous `timestep_type` gives the network noise levels instead of step numbers; `predict_epsilon` is an old field.
+_SCHEDULE_FIXED = {
+    "trained_betas": (None,), "thresholding": (False,), "use_flow_sigmas": (False,),
+    "timestep_type": ("discrete",), "predict_epsilon": (True,),
+}  # fmt: skip
 # Diffusers' pipeline switches `clip_sample` off and sets `steps_offset` to 1 whatever the file says; the others tune
 # samplers and say nothing about the trained model.
 _SCHEDULE_IGNORED = (
-    "clip_sample", "steps_offset", "algorithm_type", "clip_sample_range", "disable_corrector",
-    "dynamic_thresholding_ratio", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type",
-    "lambda_min_clipped", "lower_order_final", "predict_x0", "sample_max_value", "shift_terminal", "sigma_max",
-    "sigma_min", "skip_prk_steps", "solver_order", "solver_p", "solver_type", "time_shift_type", "timestep_type",
-    "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas",
-    "variance_type",
+    "clip_sample", "steps_offset", "algorithm_type", "clip_sample_range", "corrector_order", "disable_corrector",
+    "dynamic_thresholding_ratio", "eta", "euler_at_final", "final_sigmas_type", "flow_shift", "interpolation_type",
+    "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "original_inference_steps", "predict_x0",
+    "predictor_order", "sample_max_value", "shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order",
+    "solver_p", "solver_type", "tau_func", "tensor_format", "time_shift_type", "timestep_scaling", "use_beta_sigmas",
+    "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
 )  # fmt: skip
 
 
@@ -108,15 +138,16 @@ class ScheduleSettings:
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, with or without a byte order mark.
 
     Raises:
         ValueError: the file holds something else.
     """
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got a syntax error ({error}); download or copy it again") from None
+        place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ": it isn't UTF-8"
+        raise ValueError(f"expected JSON in {path}, got a mistake{place}; download or copy it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"expected a JSON object in {path}, got a {type(config).__name__}; download or copy it again")
     return config
@@ -128,8 +159,14 @@ def unet_spec(config: Config, source: str = "unet/config.json") -> UNetSpec:
     Raises:
         ValueError: a field or a value that this UNet doesn't implement, or a value of another type.
     """
-    with _named(source):
+    with naming(source):
         values = _read(config, "UNet2DConditionModel", _UNET_DEFAULTS, _UNET_FIXED, _UNET_IGNORED)
+        heads = config.get("num_attention_heads")
+        if heads is not None and _as_tuple(heads) != values["attention_head_dim"]:
+            raise ValueError(
+                f"expected num_attention_heads null or as attention_head_dim, {values['attention_head_dim']}, got {heads}; "
+                "diffusers reads the number of heads from attention_head_dim: correct the config"
+            )
         down_blocks, up_blocks = values["down_block_types"], values["up_block_types"]
         known = all(name in _DOWN_BLOCKS for name in down_blocks)
         down_attention = tuple(_DOWN_BLOCKS[name] for name in down_blocks) if known else ()
@@ -168,7 +205,7 @@ def latent_size(config: Config, source: str = "unet/config.json") -> tuple[int, 
 
 def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
     """The spec of an `AutoencoderKL`."""
-    with _named(source):
+    with naming(source):
         values = _read(config, "AutoencoderKL", _VAE_DEFAULTS, _VAE_FIXED, _VAE_IGNORED)
         for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             expected = (kind,) * len(values["block_out_channels"])
@@ -192,7 +229,7 @@ def vae_spec(config: Config, source: str = "vae/config.json") -> VAESpec:
 
 def text_spec(config: Config, source: str = "text_encoder/config.json") -> ClipTextSpec:
     """The spec of a `CLIPTextModel`."""
-    with _named(source):
+    with naming(source):
         if config.get("architectures") not in (None, ["CLIPTextModel"]):
             raise ValueError(
                 f"expected architectures ['CLIPTextModel'], got {config['architectures']}; only this encoder is "
@@ -211,9 +248,22 @@ def text_spec(config: Config, source: str = "text_encoder/config.json") -> ClipT
 
 
 def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.json") -> ScheduleSettings:
-    """The settings of any of diffusers' schedulers for models of Stable Diffusion's kind."""
-    with _named(source):
-        values = _read(config, None, _SCHEDULE_DEFAULTS, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
+    """The settings of any of diffusers' schedulers for models of Stable Diffusion's kind.
+
+    Only what the noise schedule and DDIM sampling need is read; fields of other samplers are ignored.
+
+    Raises:
+        ValueError: a scheduler of another process, or a field that changes the schedule or isn't known.
+    """
+    with naming(source):
+        kind = str(config.get("_class_name", "DDIMScheduler")).removeprefix("Flax")
+        if kind not in _SCHEDULERS:
+            raise ValueError(
+                f"expected a scheduler with the betas of a DDPM, such as DDIMScheduler, got {kind}, whose noise is another "
+                "one; only models that were trained with such betas are implemented"
+            )
+        defaults = _SCHEDULE_DEFAULTS | _SCHEDULERS[kind]
+        values = _read(config, None, defaults, _SCHEDULE_FIXED, _SCHEDULE_IGNORED)
         for name, known in (
             ("prediction_type", tuple(_PREDICTION_TYPES)),
             ("beta_schedule", _BETA_SCHEDULES),
@@ -231,19 +281,10 @@ def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.
         return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
 
 
-@contextlib.contextmanager
-def _named(source: str) -> Iterator[None]:
-    """Puts the name of the config before errors about it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
 def _read(
     config: Config, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
 ) -> dict[str, Any]:
-    """Values of the fields in `defaults`; every other field must be ignored or have one of its `fixed` values.
+    """Values of the fields in `defaults`; every other field must be ignored, null or have one of its `fixed` values.
 
     Raises:
         ValueError: names every field that isn't known or has another value or type.
@@ -258,6 +299,8 @@ def _read(
         if name in defaults:
             if problem := _type_problem(name, value, defaults[name], entries):
                 problems.append(problem)
+        elif name not in fixed and value is None:
+            continue
         elif name not in fixed:
             problems.append(f"expected no field {name!r}, got {value!r}")
         elif any(entry not in fixed[name] for entry in entries):

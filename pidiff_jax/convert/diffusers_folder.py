@@ -1,6 +1,9 @@
 """A Stable Diffusion folder in diffusers' format: opened as a whole, its weights loaded together or part by part."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from transformers import CLIPTokenizer
 from pidiff_jax.convert import diffusers_config as configs
 from pidiff_jax.convert.clip import clip_from_transformers
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer
-from pidiff_jax.convert.files import read_shard_index, read_tensors
+from pidiff_jax.convert.files import naming, read_shard_index, read_tensors
 from pidiff_jax.convert.table import to_ours
 from pidiff_jax.convert.unet import unet_table
 from pidiff_jax.convert.vae import vae_from_diffusers
@@ -32,14 +35,14 @@ _CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 # Parts of a pipeline that drawing a picture doesn't need.
-_UNUSED_PARTS = ("safety_checker", "feature_extractor")
+_UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 @dataclass(frozen=True)
 class DiffusersFolder:
     """A text-to-image model on disk: its specs, tokenizer and schedule; the parameters are read when they are asked for.
 
-    variant: of the weight files to read, for example "fp16"; None the plain ones.
+    variant: of the weight files to read, for example "fp16"; None: the plain ones, or the only ones there are.
     latent_size: height and width of the latents that the model was made for.
     """
 
@@ -72,7 +75,8 @@ def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> Di
 
     Args:
         path: folder with model_index.json.
-        variant: reads `*.<variant>.safetensors` (for example "fp16") instead of the plain files.
+        variant: reads `*.<variant>.safetensors` (for example "fp16") instead of the plain files; None reads a part's only
+            variant where it has no plain files.
 
     Raises:
         FileNotFoundError: lists every missing config file.
@@ -95,13 +99,13 @@ def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> Di
 def load_unet(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[UNetSpec, dict[str, Any]]:
     """Spec and parameters of a folder with a `UNet2DConditionModel`."""
     spec = configs.unet_spec(*_config(folder))
-    return spec, to_ours(unet_table(spec), read_tensors(weight_file(folder, _STEMS["unet"], variant), dtype))
+    return spec, _converted(weight_file(folder, _STEMS["unet"], variant), dtype, lambda x: to_ours(unet_table(spec), x))
 
 
 def load_vae(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[VAESpec, dict[str, Any]]:
     """Spec and parameters of a folder with an `AutoencoderKL`."""
     spec = configs.vae_spec(*_config(folder))
-    return spec, vae_from_diffusers(spec, read_tensors(weight_file(folder, _STEMS["vae"], variant), dtype))
+    return spec, _converted(weight_file(folder, _STEMS["vae"], variant), dtype, partial(vae_from_diffusers, spec))
 
 
 def load_text_encoder(
@@ -109,7 +113,14 @@ def load_text_encoder(
 ) -> tuple[ClipTextSpec, dict[str, Any]]:
     """Spec and parameters of a folder with a `CLIPTextModel`."""
     spec = configs.text_spec(*_config(folder))
-    return spec, clip_from_transformers(spec, read_tensors(weight_file(folder, _STEMS["text_encoder"], variant), dtype))
+    file = weight_file(folder, _STEMS["text_encoder"], variant)
+    return spec, _converted(file, dtype, partial(clip_from_transformers, spec))
+
+
+def _converted(file: Path, dtype: Any, convert: Callable[[dict[str, np.ndarray]], dict[str, Any]]) -> dict[str, Any]:
+    tensors = read_tensors(file, dtype)
+    with naming(file):
+        return convert(tensors)
 
 
 def noise_schedule(settings: configs.ScheduleSettings) -> NoiseSchedule:
@@ -155,17 +166,40 @@ def _raise_missing(path: Path, missing: list[str]) -> None:
 def weight_file(folder: Path, stems: tuple[str, ...], variant: str | None = None) -> Path:
     """The weight file or shard index of a part: safetensors before PyTorch, whole before sharded.
 
+    variant: which one, such as "fp16"; None: the plain files, or the only variant if there are no plain ones.
+
     Raises:
-        FileNotFoundError: none is there; the message is the missing file, and other variants if there are any.
+        FileNotFoundError: none is there; the message is the missing file, and what there is instead.
     """
+    available = _variants(folder, stems)
+    if variant is None and len(available) == 1:
+        variant = available[0]
     dot = f".{variant}" if variant else ""
     for ending in (f"{dot}.safetensors", f".safetensors.index{dot}.json", f"{dot}.bin", f".bin.index{dot}.json"):
         for stem in stems:
             if (folder / (stem + ending)).is_file():
                 return folder / (stem + ending)
-    others = sorted(p.name for stem in stems for p in folder.glob(f"{stem}*") if "-of-" not in p.name)
-    hint = f" (there is {', '.join(others)}: choose its variant)" if others else ""
+    hint = ""
+    if available == [""]:
+        hint = " (there are only the plain files: leave the variant out)"
+    elif names := [name for name in available if name]:
+        plain = "the plain files and " if "" in available else ""
+        hint = (
+            f" (there are {plain}the variants {', '.join(names)}: choose one, as variant={names[0]!r}, "
+            f"--config.base.variant={names[0]} of a training or --variant={names[0]} of launch.prepare)"
+        )
     raise FileNotFoundError(f"{folder.name}/{stems[0]}{dot}.safetensors{hint}")
+
+
+def _variants(folder: Path, stems: tuple[str, ...]) -> list[str]:
+    """The variants in which a part's weights are there; "" stands for the plain files."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    stem = f"(?:{'|'.join(stems)})"
+    pattern = re.compile(
+        rf"{stem}(?:\.(?P<whole>\w+))?\.(?:safetensors|bin)|{stem}\.(?:safetensors|bin)\.index(?:\.(?P<shards>\w+))?\.json"
+    )
+    found = [match for name in names if (match := pattern.fullmatch(name))]
+    return sorted({match["whole"] or match["shards"] or "" for match in found})
 
 
 def _config(folder: Path, name: str = "config.json") -> tuple[dict[str, Any], str]:
@@ -192,9 +226,13 @@ def _check_parts(path: Path, unet: UNetSpec, vae: VAESpec, text: ClipTextSpec, t
         ("unet in_channels", unet.in_channels, "the VAE's latent_channels", vae.latent_channels),
         ("unet out_channels", unet.out_channels, "the VAE's latent_channels", vae.latent_channels),
         ("unet cross_attention_dim", unet.cross_attention_dim, "the text encoder's hidden_size", text.width),
-        ("tokenizer vocabulary", len(tokenizer), "the text encoder's vocab_size", text.vocab_size),
         ("tokenizer model_max_length", tokenizer.model_max_length, "the text encoder's positions", text.max_length),
     )
     problems = [f"expected {name} {want} as {what}, got {value}" for name, value, what, want in pairs if value != want]
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > text.vocab_size:  # rows beyond the tokens do no harm
+        problems.append(
+            f"expected a text encoder with a row for each of {tokens} tokens, got vocab_size {text.vocab_size}"
+        )
     if problems:
         raise ValueError(f"{path}: {'; '.join(problems)}; the parts are of different models")

@@ -1,18 +1,24 @@
 """Weight files as named numpy arrays: safetensors, sharded files, PyTorch files. Nothing here runs code of a file."""
 
+import argparse
 import contextlib
+import datetime
 import json
 import os
 import re
 import tempfile
+import types
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
+
+from pidiff_jax.paths import listing
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Before this, a file could run code in spite of `weights_only=True` (CVE-2025-32434).
@@ -27,12 +33,13 @@ def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict
     Args:
         path: `*.safetensors`, a shard index (`*.index.json`, `*.index.fp16.json`), or a PyTorch file (.bin, .pt, .pth,
             .ckpt), which needs torch. Nested dictionaries and lists of a PyTorch file become dotted names, such as
-            "w_proj.norm.weight"; a bare tensor is named "tensor"; numbers, strings and None are left out.
+            "w_proj.norm.weight"; a bare tensor is named "tensor"; numeric numpy arrays are tensors too; numbers, strings,
+            None and objects that only hold data (`argparse.Namespace`, paths, dates) are left out.
         dtype: what floating-point tensors are cast to; None keeps each as it is in the file.
 
     Raises:
         FileNotFoundError: the file, or a shard that the index names, is not there.
-        ValueError: another kind of file, a damaged one, a PyTorch file that holds more than plain data, a torch that is
+        ValueError: another kind of file, a damaged one, a PyTorch file with other classes (they are named), a torch that is
             too old to refuse code, or tensors that numpy can't hold (float8, sparse, quantised).
     """
     path = Path(path)
@@ -98,12 +105,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
+def naming(source: Path | str) -> Iterator[None]:
+    """Puts the name of a file before errors about what it holds."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+@contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except safetensors.SafetensorError as error:
+    except safetensors.SafetensorError:
         raise ValueError(
-            f"expected a whole safetensors file, got {path} ({error}); download or copy it again"
+            f"expected a whole safetensors file, got {path}, which is {_damage(path)}; download or copy it again"
         ) from None
 
 
@@ -114,7 +130,7 @@ def read_shard_index(index: Path) -> dict[str, str]:
         ValueError: not an index, or one that points outside its folder.
     """
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         shards = {str(shard) for shard in names.values()}
         outside = sorted(shard for shard in shards if Path(shard).name != shard)
         indices = sorted(shard for shard in shards if Path(shard).suffix == ".json")
@@ -161,14 +177,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"expected torch 2.6 or newer to read {path}, got {torch.__version__}, which would run code in it "
             "(CVE-2025-32434); update torch or convert the file to safetensors"
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises anything from EOFError to UnpicklingError
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"expected a PyTorch file of plain tensors, got {path} ({reason}); it is damaged, or holds code that is "
-            "never run here: save its state dict with torch.save or as safetensors"
-        ) from None
+    content = _load_torch(path, torch)
     tensors: dict[str, np.ndarray] = {}
     unreadable: dict[str, str] = {}
     for name, tensor in _tensors_in(content, "", path):
@@ -176,7 +185,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"expected one tensor {name!r} in {path}, got another of that name (flat and nested, say); rename one"
             )
-        array = _to_numpy(tensor, torch)
+        array = tensor if isinstance(tensor, np.ndarray) else _to_numpy(tensor, torch)
         if array is None:
             unreadable[name] = f"{tensor.dtype}, {tensor.layout}"
         else:
@@ -186,9 +195,77 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _load_torch(path: Path, torch: Any) -> Any:
+    with torch.serialization.safe_globals(_data_classes()):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises anything from EOFError to UnpicklingError
+            refused, damage = _refused_classes(path, str(error), torch), _damage(path)
+            if zipfile.is_zipfile(path) and "Unsupported operand" in str(error):
+                damage = "damaged, or saved with another pickle_protocol than torch.save's own"
+    if refused:
+        raise ValueError(
+            f"expected a PyTorch file of plain tensors, got {path}, which holds {listing(refused)}: code that is never run "
+            "here; where it was made, save its state dict alone, with torch.save or as safetensors"
+        ) from None
+    raise ValueError(
+        f"expected a whole PyTorch file, got {path}, which is {damage}; download or copy it again"
+    ) from None
+
+
+def _data_classes() -> list[Any]:
+    """Classes that hold data and whose making runs nothing else, under the names that a file may call them by.
+
+    Paths are read as pure ones: those of another system load too, and none touches a disk.
+    """
+    paths = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+    paths |= {kind.__name__: kind for kind in (PurePosixPath, PureWindowsPath)}
+    numpy_types = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
+    constructors: list[Any] = [example.__reduce__()[0] for example in (np.float32(0), np.zeros(0))]
+    return [
+        argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), list, dict, tuple, set, int, float,
+        bool, str, datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
+        np.ndarray, np.dtype, *numpy_types,
+        *((kind, f"{module}.{name}") for name, kind in paths.items() for module in ("pathlib", "pathlib._local")),
+        *((make, f"{module}.multiarray.{make.__name__}") for make in constructors for module in ("numpy.core", "numpy._core")),
+    ]  # fmt: skip
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    """Takes the place of a `defaultdict`, which torch makes but can't fill."""
+    return {}
+
+
+def _refused_classes(path: Path, error: str, torch: Any) -> list[str]:
+    """The names in a PyTorch file that torch refuses to load; none if something else is wrong with it."""
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(Exception):  # a damaged file, or TorchScript
+            if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+                return sorted(names)
+        if "TorchScript" in error:
+            return ["a TorchScript program"]
+    return sorted(set(re.findall(r"GLOBAL ([\w.]+)", error)))
+
+
+def _damage(path: Path) -> str:
+    """What the first bytes say about a weight file that can't be read."""
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip().lower()
+    if not start:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS instead of the file (git lfs pull gets it)"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page"
+    return "damaged or of another kind"
+
+
 def _tensors_in(content: Any, name: str, path: Path, depth: int = 0) -> Iterator[tuple[str, Any]]:
     if hasattr(content, "detach"):
         yield name or "tensor", content.detach()
+        return
+    if isinstance(content, np.ndarray) and content.dtype.kind in "biufc":
+        yield name or "tensor", content
         return
     if depth > _MAX_DEPTH:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.files import naming, read_tensors
 from pidiff_jax.convert.stylegan2 import latent_average
 from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
@@ -66,8 +66,9 @@ def load_e4e_checkpoint(path: Path | str, spec: E4eSpec) -> tuple[dict[str, Any]
         raise ValueError(
             f"expected an e4e checkpoint with an encoder and latent_avg, got {got} in {path}; check the path"
         )
-    average = latent_average(tensors["latent_avg"], spec.num_layers, spec.wplus_dim)
-    return e4e_from_pytorch(spec, encoder), average
+    with naming(path):
+        average = latent_average(tensors["latent_avg"], spec.num_layers, spec.wplus_dim)
+        return e4e_from_pytorch(spec, encoder), average
 
 
 def arcface_table(spec: ArcFaceSpec) -> list[Entry]:
@@ -97,7 +98,9 @@ def load_arcface_checkpoint(path: Path | str, spec: ArcFaceSpec) -> dict[str, An
         FileNotFoundError: no such file.
         ValueError: names every missing, unknown and misshapen tensor.
     """
-    return arcface_from_pytorch(spec, read_tensors(path, np.float32))
+    tensors = read_tensors(path, np.float32)
+    with naming(path):
+        return arcface_from_pytorch(spec, tensors)
 
 
 def _shapes(model: nn.Module, pixels: jax.Array) -> dict[str, Any]:

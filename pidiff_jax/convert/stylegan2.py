@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.files import naming, read_tensors
 from pidiff_jax.convert.table import Entry, Layout, derive_table, to_foreign, to_ours
 from pidiff_jax.models.stylegan2 import FIR_TAPS, StyleGan2Spec, Synthesis
 from pidiff_jax.models.stylegan2 import Mapping as MappingNetwork
@@ -114,10 +114,11 @@ def load_stylegan2_checkpoint(path: Path | str, spec: StyleGan2Spec) -> StyleGan
         raise ValueError(f"expected a StyleGAN2 generator in {path}, got none of {places}; check the path")
     average = tensors.pop("latent_avg", None)
     generator = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    weights = stylegan2_from_pytorch(spec, generator)
-    if average is None:
-        return weights
-    return weights._replace(latent_avg=latent_average(average, spec.num_layers, spec.style_dim))
+    with naming(path):
+        weights = stylegan2_from_pytorch(spec, generator)
+        if average is None:
+            return weights
+        return weights._replace(latent_avg=latent_average(average, spec.num_layers, spec.style_dim))
 
 
 def latent_average(tensor: np.ndarray, num_layers: int, dim: int) -> Float[np.ndarray, "{num_layers} {dim}"]:

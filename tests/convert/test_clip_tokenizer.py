@@ -112,8 +112,8 @@ def test_words_that_hold_each_other_stay_whole():
 
 def test_a_vocabulary_of_the_wrong_size_is_refused(tmp_path, monkeypatch):
     write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
-    monkeypatch.setattr(tokenizers.CLIPTokenizer, "__len__", lambda self: 2)
-    with pytest.raises(ValueError, match=r"expected \d{3} tokens .* got 2"):
+    monkeypatch.setattr(tokenizers.CLIPTokenizer, "get_vocab", lambda self: {tokenizers.START: 0, tokenizers.END: 1})
+    with pytest.raises(ValueError, match=r"expected 5\d\d tokens .* got 5\d\d of them missing"):
         load_tokenizer(tmp_path)
 
 
@@ -137,3 +137,48 @@ def test_words_with_spaces_or_capitals_are_refused():
         word_vocabulary(["Red"])
     with pytest.raises(ValueError, match="'a b'"):
         word_vocabulary(["a b"])
+
+
+def add_learned_token(folder, form):
+    """Writes one token more, as the tools of textual inversion did and do; returns its id."""
+    vocabulary, merges = small_vocabulary()
+    write_tokenizer(folder, vocabulary, merges, max_length=8)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if form == "added_tokens.json":
+        (folder / form).write_text(json.dumps({"<toy>": len(vocabulary)}), encoding="utf-8")
+    elif form == "tokenizer_config.json":
+        decoder = {str(len(vocabulary)): {"content": "<toy>", "special": False}}
+        (folder / form).write_text(json.dumps(config | {"added_tokens_decoder": decoder}), encoding="utf-8")
+    else:
+        tokenizer = load_tokenizer(folder)
+        tokenizer.add_tokens("<toy>")
+        for file in folder.iterdir():
+            file.unlink()
+        tokenizer.save_pretrained(str(folder))
+        assert (folder / "tokenizer.json").is_file()
+    return len(vocabulary)
+
+
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_learned_token_counts(tmp_path, form):
+    index = add_learned_token(tmp_path, form)
+    assert list(tokenize(load_tokenizer(tmp_path), ["<toy>"])[0, 1:2]) == [index]
+
+
+def test_byte_order_marks_are_no_part_of_a_tokenizer(tmp_path):
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    expected = tokenize(load_tokenizer(tmp_path), CAPTIONS)
+    for file in tmp_path.iterdir():
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    np.testing.assert_array_equal(tokenize(load_tokenizer(tmp_path), CAPTIONS), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("vocab.json", '{"a": '), ("added_tokens.json", "[1]"), ("tokenizer_config.json", "no")]
+)
+def test_tokenizer_files_that_are_damaged_are_named_in_one_line(tmp_path, file, text):
+    write_tokenizer(tmp_path, *small_vocabulary(), max_length=8)
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=file) as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)

@@ -70,7 +70,7 @@ def test_schedulers_say_what_the_model_predicts():
     [
         (configs.unet_spec, UNET_SD15, {"class_embed_type": "timestep"}),
         (configs.unet_spec, UNET_SD15, {"addition_embed_type": "text_time"}),
-        (configs.unet_spec, UNET_SD15, {"a_field_of_tomorrow": None}),
+        (configs.unet_spec, UNET_SD15, {"a_field_of_tomorrow": 1}),
         (configs.unet_spec, UNET_SD15, {"_class_name": "UNet3DConditionModel"}),
         (configs.unet_spec, UNET_SD15, {"only_cross_attention": [True] * 4}),
         (configs.unet_spec, UNET_SD15, {"down_block_types": ["AttnDownBlock2D"] * 4}),
@@ -79,7 +79,7 @@ def test_schedulers_say_what_the_model_predicts():
         (configs.vae_spec, VAE_SD, {"use_quant_conv": False}),
         (configs.vae_spec, VAE_SD, {"_class_name": "AutoencoderTiny"}),
         (configs.vae_spec, VAE_SD, {"up_block_types": ["AttnUpDecoderBlock2D"] * 4}),
-        (configs.vae_spec, VAE_SD, {"a_field_of_tomorrow": None}),
+        (configs.vae_spec, VAE_SD, {"a_field_of_tomorrow": 1}),
         (configs.text_spec, TEXT_SD15, {"architectures": ["CLIPTextModelWithProjection"]}),
         (configs.text_spec, TEXT_SD15, {"layer_norm_eps": 1e-6}),
         (configs.text_spec, TEXT_SD15, {"hidden_act": "relu"}),
@@ -153,3 +153,44 @@ def test_files_that_are_not_configs_are_refused(tmp_path):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="config.json"):
             configs.read_config(path)
+
+
+READERS = [
+    (configs.unet_spec, UNET_SD15), (configs.vae_spec, VAE_SD), (configs.text_spec, TEXT_SD15),
+    (configs.schedule_settings, SCHEDULER_SD15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("read", "config"), READERS)
+def test_an_unknown_field_that_is_null_changes_nothing(read, config):
+    assert read(config | {"a_field_of_tomorrow": None}) == read(config)
+
+
+@pytest.mark.parametrize(
+    ("read", "config", "change"),
+    [
+        (configs.unet_spec, UNET_SD15, {"act_fn": "swish"}),
+        (configs.unet_spec, UNET_SD15, {"num_attention_heads": 8}),
+        (configs.unet_spec, UNET_SD15, {"attention_head_dim": [8] * 4, "num_attention_heads": [8] * 4}),
+        (configs.unet_spec, UNET_SD15, {"only_cross_attention": [False] * 4, "dropout": 0.0}),
+        (configs.vae_spec, VAE_SD, {"scaling_factor": 0.18215, "force_upcast": True, "_name_or_path": "x"}),
+        (configs.text_spec, TEXT_SD15, {"eos_token_id": 49407, "_attn_implementation": "sdpa", "dtype": "float16"}),
+        (configs.text_spec, TEXT_SD15, {"use_cache": True, "temperature": 1.0, "id2label": {"0": "LABEL_0"}}),
+        (configs.schedule_settings, SCHEDULER_SD15, {"original_inference_steps": 50, "timestep_scaling": 10.0}),
+        (configs.schedule_settings, SCHEDULER_SD15, {"_class_name": "FlaxPNDMScheduler", "tensor_format": "pt"}),
+    ],
+)
+def test_differences_without_a_meaning_are_accepted(read, config, change):
+    one_list = {"attention_head_dim"} & change.keys()
+    expected = read(config | {name: change[name] for name in one_list})
+    assert read(config | change) == expected
+
+
+def test_a_number_of_heads_that_contradicts_is_refused():
+    with pytest.raises(ValueError, match="num_attention_heads.* 8, got 16"):
+        configs.unet_spec(UNET_SD15 | {"num_attention_heads": 16})
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    (tmp_path / "config.json").write_text('{"sample_size": 64}', encoding="utf-8-sig")
+    assert configs.read_config(tmp_path / "config.json") == {"sample_size": 64}

@@ -2,23 +2,27 @@
 
 import copy
 import dataclasses
+import importlib
+import inspect
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from flax import linen as nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pidiff_jax.convert.adapter import to_ip_adapter
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.diffusers_config import schedule_settings
-from pidiff_jax.convert.diffusers_folder import check_files, open_diffusers_folder
+from pidiff_jax.convert.diffusers_folder import check_files, noise_schedule, open_diffusers_folder
 from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.attention import IdentityAttentionSpec
 from pidiff_jax.models.clip import ClipText
@@ -44,6 +48,29 @@ SCHEDULERS = {
         "prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
     },
 }  # fmt: skip
+# Those that add and take away noise by the betas of their config; all others of diffusers are of another process.
+WITH_DDPM_BETAS = {
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+}  # fmt: skip
+
+
+def scheduler_classes() -> dict[str, type]:
+    """Every scheduler of the installed diffusers, apart from two that need torchsde even to be looked at."""
+    found = {}
+    for module in pkgutil.walk_packages(diffusers.schedulers.__path__, "diffusers.schedulers."):
+        if module.name.endswith(("scheduling_cosine_dpmsolver_multistep", "scheduling_dpmsolver_sde")):
+            continue
+        for name, kind in vars(importlib.import_module(module.name)).items():
+            if isinstance(kind, type) and issubclass(kind, SchedulerMixin) and kind.__module__ == module.name:
+                found[name] = kind
+    return found
+
+
+SCHEDULER_CLASSES = {name: kind for name, kind in scheduler_classes().items() if name != "SchedulerMixin"}
 MAPPER = MapperSpec(groups=((0, 1), (1, 3), (3, 5), (5, 6)), wplus_dim=10, token_dim=16)
 
 
@@ -220,7 +247,7 @@ def test_whole_files_and_torch_files_hold_the_same(pipeline, params, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, open_diffusers_folder(tmp_path / name).load(), params)
 
 
-def test_half_precision_variant_is_read_when_asked_for(pipeline, params, tmp_path):
+def test_half_precision_variant_is_read_when_asked_for_or_the_only_one(pipeline, params, tmp_path):
     for part in ("unet", "vae", "text_encoder"):
         getattr(pipeline, part).half()
     try:
@@ -228,10 +255,15 @@ def test_half_precision_variant_is_read_when_asked_for(pipeline, params, tmp_pat
     finally:
         for part in ("unet", "vae", "text_encoder"):
             getattr(pipeline, part).float()
-    with pytest.raises(FileNotFoundError, match=r"index.fp16.json.*choose its variant"):
+    (tmp_path / "vae" / "diffusion_pytorch_model.ema.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=r"vae/diff.*variants ema, fp16: choose one.*--config.base.variant=ema"):
         open_diffusers_folder(tmp_path).load()
     opened = open_diffusers_folder(tmp_path, variant="fp16")
-    half, single, full = opened.load(dtype=None), opened.load(), flatten(params)
+    half, full = opened.load(dtype=None), flatten(params)
+    (tmp_path / "vae" / "diffusion_pytorch_model.ema.safetensors").unlink()
+    single = open_diffusers_folder(tmp_path).load()  # the only variant there is
+    with pytest.raises(FileNotFoundError, match=r"\.ema\.safetensors \(there are the variants fp16: choose one"):
+        check_files(tmp_path, "ema")
     for path, leaf in flatten(half).items():
         assert leaf.dtype == np.float16
         np.testing.assert_array_equal(leaf, full[path].astype(np.float16))
@@ -264,8 +296,14 @@ def edit_json(path: Path, **changes) -> None:
         ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "text_encoder_2"),
         ("unet/config.json", {"in_channels": 9}, "unet in_channels 4 as the VAE's latent_channels, got 9"),
         ("unet/config.json", {"dual_cross_attention": True}, "dual_cross_attention"),
-        ("unet/config.json", {"layers_per_block": 2}, "missing 'down_blocks.0"),
-        ("text_encoder/config.json", {"vocab_size": 49408}, "tokenizer vocabulary 49408"),
+        ("unet/config.json", {"layers_per_block": 2}, "json: the weights don't fit this model: missing 'down_blocks.0"),
+        ("vae/config.json", {"layers_per_block": 2}, "json: the weights don't fit this model: missing 'decoder."),
+        (
+            "text_encoder/config.json",
+            {"vocab_size": 540},
+            "model.safetensors.index.json: the weights don't fit this model",
+        ),
+        ("text_encoder/config.json", {"vocab_size": 528}, "a row for each of 529 tokens, got vocab_size 528"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 77}, "model_max_length 12 as the text encoder's"),
     ],
 )
@@ -275,3 +313,42 @@ def test_what_does_not_fit_is_refused_by_name(folder, tmp_path, file, changes, m
     with pytest.raises(ValueError) as error:
         open_diffusers_folder(tmp_path / "broken").load()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_that_are_not_there_and_rows_without_a_token_do_no_harm(folder, opened, params, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "notes.json").write_text("{")
+    nothing = [None, None]
+    edit_json(
+        tmp_path / "other" / "model_index.json", image_encoder=nothing, controlnet=nothing, safety_checker=nothing
+    )
+    config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    edit_json(tmp_path / "other" / "text_encoder" / "config.json", vocab_size=config["vocab_size"] + 3)
+    rows = dataclasses.replace(opened.text_spec, vocab_size=config["vocab_size"] + 3)
+    assert open_diffusers_folder(tmp_path / "other").text_spec == rows
+
+
+@pytest.mark.filterwarnings("ignore")  # of deprecated schedulers
+@pytest.mark.parametrize("name", sorted(SCHEDULER_CLASSES))
+def test_the_defaults_of_every_scheduler_are_read_or_refused_by_name(name):
+    """Diffusers itself says what is right: the alphas of a DDPM, or a scheduler that is of another kind."""
+    scheduler = SCHEDULER_CLASSES[name]
+    config = {"_class_name": name} | {
+        key: value.default
+        for key, value in inspect.signature(scheduler.__init__).parameters.items()
+        if value.default is not inspect.Parameter.empty
+    }
+    if name not in WITH_DDPM_BETAS:
+        with pytest.raises(ValueError, match=f"got {name}, whose noise is another one"):
+            schedule_settings(config)
+        return
+    own = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
+    settings = schedule_settings(config)
+    assert (settings.prediction_type, settings.num_train_timesteps) == ("eps", 1000)
+    assert settings.timestep_spacing == config.get("timestep_spacing", "leading")
+    np.testing.assert_allclose(
+        noise_schedule(settings).alphas_cumprod, DDIMScheduler(**own).alphas_cumprod, rtol=0, atol=1e-6
+    )
+    assert schedule_settings({key: value for key, value in config.items() if key not in own}) == settings
+    with pytest.raises(ValueError, match="trained_betas"):
+        schedule_settings(config | {"trained_betas": [0.1]})

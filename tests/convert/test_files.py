@@ -1,8 +1,14 @@
 """Weight files are read whole and strictly, written atomically, and never run code."""
 
+import argparse
+import collections
+import datetime
+import fractions
 import json
 import pickle
 import re
+import types
+from pathlib import Path, PureWindowsPath
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +19,11 @@ from safetensors.numpy import save_file
 
 from pidiff_jax.convert import files
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
+from pidiff_jax.convert.ir_se import load_arcface_checkpoint, load_e4e_checkpoint
+from pidiff_jax.convert.stylegan2 import load_stylegan2_checkpoint
+from pidiff_jax.models.arcface import ArcFaceSpec
+from pidiff_jax.models.e4e import E4eSpec
+from pidiff_jax.worlds.portraits.networks import STYLEGAN2
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous
@@ -93,10 +104,70 @@ def test_code_in_a_torch_file_is_refused_and_not_run(tmp_path):
 
     torch.save({"weight": Payload()}, tmp_path / "model.ckpt", pickle_protocol=2)
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
-    for name in ("model.ckpt", "plain.bin"):
-        with pytest.raises(ValueError, match="expected a PyTorch file of plain tensors"):
+    torch.save({"weight": Payload()}, tmp_path / "old.pt", pickle_protocol=2, _use_new_zipfile_serialization=False)
+    for name in ("model.ckpt", "plain.bin", "old.pt"):
+        with pytest.raises(
+            ValueError, match=rf"expected a PyTorch file of plain tensors, got .*{name}.*\.open: code"
+        ) as error:
             read_tensors(tmp_path / name)
+        assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "written_by_payload").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_that_only_hold_data_are_left_out(tmp_path, zipped):
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = {
+        "g_ema": {"weight": torch.ones(2)}, "rows": rows, "args": argparse.Namespace(path=Path("x"), size=256),
+        "opts": types.SimpleNamespace(lr=np.float64(1e-3)), "by_name": collections.defaultdict(list, {"a": [torch.zeros(1)]}),
+        "sizes": torch.Size([1]), "type": torch.float16, "device": torch.device("cpu"), "seen": collections.Counter("aa"),
+        "kind": np.dtype("float32"), "other": PureWindowsPath("y"), "when": datetime.datetime(2020, 1, 1),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    expected = {"g_ema.weight": np.ones(2, np.float32), "rows": rows, "by_name.a.0": np.zeros(1, np.float32)}
+    assert_same(read_tensors(tmp_path / "w.pt"), expected)
+
+
+def test_refused_classes_are_named_and_torch_advises_nothing(tmp_path):
+    torch.save({"model": torch.nn.Linear(1, 1), "also": fractions.Fraction(1, 2)}, tmp_path / "w.ckpt")
+    with pytest.raises(
+        ValueError, match=r"w\.ckpt, which holds fractions\.Fraction, torch\.nn.*Linear.*state dict"
+    ) as error:
+        read_tensors(tmp_path / "w.ckpt")
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"PK\x03\x04 cut short", "damaged or of another kind"),
+    ],
+)
+def test_what_is_there_instead_of_weights_is_said(tmp_path, suffix, content, reason):
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"w\.{suffix}, which is {reason}") as error:
+        read_tensors(tmp_path / f"w.{suffix}")
+    assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "tensors"),
+    [
+        (lambda path: load_arcface_checkpoint(path, ArcFaceSpec()), {"a": np.zeros(1)}),
+        (lambda path: load_e4e_checkpoint(path, E4eSpec()), {"encoder.a": np.zeros(1), "latent_avg": np.zeros(3)}),
+        (lambda path: load_e4e_checkpoint(path, E4eSpec()), {"encoder.a": np.zeros(1), "latent_avg": np.zeros(512)}),
+        (lambda path: load_stylegan2_checkpoint(path, STYLEGAN2), {"g_ema.input.input": np.zeros(1)}),
+    ],
+)
+def test_weights_of_another_model_are_refused_with_their_file(tmp_path, load, tensors):
+    write_safetensors(tmp_path / "w.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"/w\.safetensors: (expected latent_avg|the weights don't fit)") as error:
+        load(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
 
 
 def write_shards(folder):

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import filelock
+import jax
+
+from launch import compilation_cache
 from launch.compilation_cache import OFF, cache_folder, use_compilation_cache
 from tests.launch.test_command_line import call_script
 
@@ -93,3 +97,14 @@ def test_a_program_that_was_not_written_to_its_end_is_written_again(tmp_path):
     result = compile_something(argument)
     assert result.stderr == ""
     assert len(program.read_bytes()) > len(whole) // 2
+
+
+def test_a_folder_whose_lock_nobody_lets_go_is_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compilation_cache, "_LOCK_SECONDS", 0.2)
+    folder = compilation_cache.cache_folder(str(tmp_path), {})
+    folder.mkdir()
+    before = jax.config.jax_compilation_cache_dir
+    with filelock.FileLock(folder / ".lockfile"):
+        use_compilation_cache(str(tmp_path))
+    assert ".lockfile" in capsys.readouterr().err
+    assert jax.config.jax_compilation_cache_dir == before

@@ -197,10 +197,11 @@ def test_the_vae_may_be_there_as_a_variant_only(base, tmp_path):
     for file in (tmp_path / "base" / "vae").glob("*model.safetensors*"):  # the weights, or the index of their shards
         stem, _, rest = file.name.rpartition(".")
         file.rename(file.with_name(f"{stem}.fp16.{rest}"))
-    with pytest.raises(FileNotFoundError, match="fp16.*: choose its variant.*--variant=NAME"):
-        load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors")
-    with pytest.raises(FileNotFoundError, match="e4e.safetensors"):  # the VAE is read, then comes what isn't there
-        load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant="fp16")
+    for variant in (None, "fp16"):
+        with pytest.raises(FileNotFoundError, match="e4e.safetensors"):  # the VAE is read, then comes what isn't there
+            load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant=variant)
+    with pytest.raises(FileNotFoundError, match="ema.*variants fp16: choose one.* --variant=fp16 of launch.prepare"):
+        load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant="ema")
 
 
 def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.worlds import World, open_world
+from pidiff_jax.worlds.portraits.weight_files import save_weights
 from tests.launch.experiments import get_config
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +54,15 @@ def test_weights_that_are_not_there_are_named_before_anything_is_built():
         FileNotFoundError, match=r"expected embedded weights at sd15/base.safetensors.*experiments/ffhq.py"
     ):
         open_world(config).check()
+
+
+def test_base_weights_of_another_model_are_refused_with_their_file(tmp_path):
+    for name in ("base", "vae"):
+        save_weights(tmp_path / f"{name}.safetensors", {"vae": {"kernel": np.zeros(2)}}, {})
+    config = get_config("quickstart")
+    config.base.path = str(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"base\.safetensors: expected a source that fits the parameters.*missing"
+    ) as error:
+        open_world(config).base_model().load()
+    assert "\n" not in str(error.value)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from pidiff_jax.convert.files import read_tensors, write_safetensors
+from pidiff_jax.checkpoint.initialise import initialise_from
+from pidiff_jax.convert.files import naming, read_tensors, write_safetensors
 from pidiff_jax.paths import flatten, unflatten
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -22,14 +23,23 @@ def save_weights(path: Path, params: Mapping[str, Any], card: Mapping[str, Any])
     write_safetensors(path, tensors, {"model_card": json.dumps(card, sort_keys=True)})
 
 
-def load_weights(name: str, folder: Path | str | None = None) -> dict[str, Any]:
+def load_weights(
+    name: str, folder: Path | str | None = None, shapes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Reads `<folder>/<name>.safetensors` (default: the shipped ones) as float32 parameters.
+
+    shapes: the parameters that it must hold, as `jax.ShapeDtypeStruct`s; None: whatever it holds.
 
     Raises:
         FileNotFoundError: the file is not there; names the experiment that makes it.
+        ValueError: it holds other parameters than `shapes`.
     """
-    tensors = read_tensors(check_weights(name, folder))
-    return unflatten({path: jnp.asarray(tensor, jnp.float32) for path, tensor in tensors.items()})
+    path = check_weights(name, folder)
+    params = unflatten({key: jnp.asarray(x, jnp.float32) for key, x in read_tensors(path).items()})
+    if shapes is None:
+        return params
+    with naming(path):
+        return initialise_from(nn.meta.unbox(shapes), params)
 
 
 def check_weights(name: str, folder: Path | str | None = None) -> Path:
@@ -39,10 +49,12 @@ def check_weights(name: str, folder: Path | str | None = None) -> Path:
         FileNotFoundError: see `load_weights`.
     """
     path = Path(folder or WEIGHTS) / f"{name}.safetensors"
-    if not path.is_file():
+    if path.is_file():
+        return path
+    made = "make them with the experiments portraits_base.py, portraits_wplus.py and portraits_judges.py"
+    if folder:
         raise FileNotFoundError(
-            f"expected embedded weights at {path}, found none; make them with the experiments portraits_base.py, "
-            "portraits_wplus.py and portraits_judges.py, or reinstall the package (for a Stable Diffusion folder use "
-            "experiments/ffhq.py)"
+            f"expected embedded weights at {path}, found none; correct config.base.path={str(folder)!r}, or leave it out to "
+            f"use the shipped ones, or {made} (for a Stable Diffusion folder use experiments/ffhq.py)"
         )
-    return path
+    raise FileNotFoundError(f"expected embedded weights at {path}, found none; reinstall the package, or {made}")

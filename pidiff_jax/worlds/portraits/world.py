@@ -14,6 +14,7 @@ from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE
 from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
 from pidiff_jax.locations import optional_path
+from pidiff_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
@@ -51,7 +52,14 @@ class PortraitsWorld:
         return jax.tree.map(np.asarray, {**self._weights("base"), "vae": self._vae})
 
     def _weights(self, name: str) -> dict[str, Any]:
-        return load_weights(name, self._base_path)
+        folder = self._base_path
+        return load_weights(name, folder, self._shapes()[name] if folder else None)
+
+    @staticmethod
+    def _shapes() -> dict[str, Any]:
+        c = networks.base_components()
+        base = {"unet": unet_shapes(c.unet), "text_encoder": text_encoder_shapes(c.conditioner.text_encoder)}
+        return {"base": base, "vae": {"vae": vae_shapes(c.vae)}}
 
     @cached_property
     def _vae(self) -> dict[str, Any]:
