@@ -23,7 +23,7 @@ class _Task(NamedTuple):
     devices_are_its_own: whether the launcher shows every process its own devices only.
     """
 
-    count: int
+    num_tasks: int
     rank: int
     rank_of_host: int
     num_on_host: int
@@ -66,14 +66,14 @@ def initialisation(environment: Mapping[str, str], is_tpu_host: bool) -> dict[st
             return _named_in(environment)
         return {} if is_tpu_host and _in_tpu_slice(environment) else None
     task, find_address = launched
-    if task.count == 1:
+    if task.num_tasks == 1:
         return None
-    if not 0 <= task.rank < task.count:
+    if not 0 <= task.rank < task.num_tasks:
         raise ValueError(
-            f"expected the number of a process below {task.count}, got {task.rank}; start with srun or mpirun, or set "
+            f"expected the number of a process below {task.num_tasks}, got {task.rank}; start with srun or mpirun, or set "
             f"{_COORDINATOR}, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process"
         )
-    arguments: dict[str, Any] = {"num_processes": task.count, "process_id": task.rank}
+    arguments: dict[str, Any] = {"num_processes": task.num_tasks, "process_id": task.rank}
     if _COORDINATOR not in environment:
         arguments["coordinator_address"] = find_address(environment)
     devices = _share_of_devices(environment, task)
