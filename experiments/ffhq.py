@@ -28,9 +28,9 @@ def get_config() -> ConfigDict:
     config.validate_every_steps = 1_000
     config.checkpoint_every_steps = 1_000
     config.num_checkpoints = 3
-    config.base = ConfigDict({"path": ""})  # a Stable Diffusion folder, with model_index.json
+    config.base = ConfigDict({"path": placeholder(str)})  # a Stable Diffusion folder, with model_index.json
     config.base.variant = placeholder(str)  # of its weight files, such as "fp16"; None: the plain ones
-    config.data = ConfigDict({"path": "", "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
+    config.data = ConfigDict({"path": placeholder(str), "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
     config.mapper_groups = ((0, 4), (4, 8), (8, 12), (12, 18))
     # Without a sink the adapter can be exported as an IP-Adapter file.
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})

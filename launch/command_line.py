@@ -168,6 +168,8 @@ def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:
     try:
         argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
         overrides = [] if config is None else [pair for pair in map(_override, argv[1:]) if pair]
+        if config is not None:
+            _check_config_flag(argv[1:])
         flags.FLAGS.set_gnu_getopt(True)  # flags may come after a stray argument, which is refused below
         rest = _absl_parse([argument for argument in argv if config is None or _override(argument) is None])
         if config is not None:
@@ -177,6 +179,17 @@ def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:
     except (flags.Error, *USER_ERRORS) as error:
         _stop(error, status=_BAD_FLAG)
     return rest
+
+
+def _check_config_flag(arguments: Sequence[str]) -> None:
+    """Refuses --config twice, whose last would win in silence, and without a file, where it takes the next flag for one."""
+    given = [i for i, argument in enumerate(arguments) if re.fullmatch(r"--?config(=.*)?", argument, re.DOTALL)]
+    if len(given) > 1:
+        raise ValueError(f"expected --config once, got it {len(given)} times; leave one")
+    for index in given:
+        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
+        if arguments[index].endswith("config=") or ("=" not in arguments[index] and following.startswith("-")):
+            raise ValueError("expected --config=FILE.py or --config=FILE.py:PART, got no file; see experiments/")
 
 
 def _absl_parse(argv: Sequence[str]) -> list[str]:

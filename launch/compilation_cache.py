@@ -85,7 +85,7 @@ def _remove_unfinished(folder: Path) -> None:
 
     JAX notes the time of use beside a program once that is written; without this note, its eviction fails too.
     """
-    # A lock that nobody lets go, such as a killed program's on a file system without locks, would hold up every program of ours.
+    # A lock that nobody lets go, as a killed program leaves it on a file system without locks, would hold up each compilation.
     with filelock.FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
         for program in folder.glob("*-cache"):
             if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").is_file():

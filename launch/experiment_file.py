@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import inspect
 import os
 import runpy
 from collections.abc import Callable, Iterator
@@ -22,14 +23,23 @@ def load_config(chosen: str) -> ConfigDict:
         ValueError: the file can't be run, or makes no config; a ValueError of its own is passed on as it is.
     """
     path, _, part = str(local_path(chosen, "--config")).partition(":")
+    if not path.endswith(".py"):
+        raise ValueError(f"expected --config=FILE.py or FILE.py:PART, got {chosen!r}; see experiments/")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"expected a config file at {path}, found none; see experiments/")
     try:
         get_config = runpy.run_path(path).get("get_config")
+        if part and callable(get_config) and not inspect.signature(get_config).parameters:
+            raise ValueError(
+                f"expected {path} without a part, as its get_config takes none, got {part!r}; leave it out"
+            )
         config = get_config(*([part] if part else [])) if callable(get_config) else None
     except ValueError:
         raise
-    except Exception as error:  # a config file is code: anything can go wrong in it
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a config file is code: anything can go wrong in it, and it may end itself
         raise ValueError(
             f"expected a config from {chosen}, got {type(error).__name__}: {error}; correct the file "
             "(PIDIFF_TRACEBACK=1 shows where)"
@@ -52,7 +62,8 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
     """
     valid = dict(config_items(config))
     if key not in valid:
-        near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.0)
+        settable = [name for name, value in valid.items() if not isinstance(value, ConfigDict)]
+        near = difflib.get_close_matches(key, settable, n=1, cutoff=0.0)
         raise ValueError(f"unknown config key {key!r}; did you mean {near[0]!r}? (--config.{near[0]}=...)")
     current = valid[key]
     if isinstance(current, ConfigDict):
@@ -63,15 +74,18 @@ def override(config: ConfigDict, key: str, text: str | None) -> None:
     outer, _, name = key.rpartition(".")
     group = valid[outer] if outer else config
     reference = dict(group.items(preserve_field_references=True))[name]
-    if text == "None" and isinstance(reference, FieldReference):
+    optional = isinstance(reference, FieldReference)
+    kind = group.get_type(name)
+    if optional and (text == "None" or (kind is not str and text.lower() == "none")):
         group[name] = None
         return
-    kind = group.get_type(name)
     try:
         group[name] = _parser(kind)(text)
-    except (ValueError, SyntaxError) as error:
-        example = f"a value like {current!r}" if current is not None else f"a value of type {kind.__name__}, or None,"
-        raise ValueError(f"expected {example} for --config.{key}, got {text!r}; correct it") from error
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        example = f"a value like {current!r}" if current is not None else f"a value of type {kind.__name__}"
+        example += ", or None," if optional else ""
+        remedy = "write true or false" if kind is bool else "correct it"
+        raise ValueError(f"expected {example} for --config.{key}, got {text!r}; {remedy}") from error
 
 
 def config_items(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

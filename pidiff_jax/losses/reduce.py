@@ -1,6 +1,7 @@
 """From per-example values of several losses to one number; which losses there are and which are switched on."""
 
 from collections.abc import Mapping
+from math import inf
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,9 +19,11 @@ def active_losses(weights: Mapping[str, float], valid: tuple[str, ...] = IDENTIT
     unknown = sorted(set(weights) - set(valid))
     if unknown:
         raise ValueError(f"expected losses of {', '.join(valid)}, got {', '.join(unknown)}; correct the names")
-    negative = sorted(name for name, weight in weights.items() if not weight >= 0)
+    negative = sorted(name for name, weight in weights.items() if not 0 <= weight < inf)
     if negative:
-        raise ValueError(f"expected loss weights of at least 0, got {weights[negative[0]]} for {negative[0]}; 0 is off")
+        raise ValueError(
+            f"expected finite loss weights of at least 0, got {weights[negative[0]]} for {negative[0]}; 0 is off"
+        )
     active = tuple(name for name, weight in weights.items() if weight)
     if not active:
         raise ValueError("expected a loss with a weight above 0, got none; denoising=1.0 is the usual one")

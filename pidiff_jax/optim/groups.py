@@ -11,6 +11,7 @@ from optax import contrib
 from pidiff_jax.optim.rules import FROZEN
 from pidiff_jax.optim.schedules import make_schedule
 from pidiff_jax.paths import Tree, flatten, listing, unflatten
+from pidiff_jax.ranges import check_count, check_number
 
 # Root mean square of a matrix's update by Muon at a rate of 1: about AdamW's, so that the same rates and decays fit.
 # Source: Liu et al. 2025 (arXiv 2502.16982), section 2.2.
@@ -44,15 +45,13 @@ class GroupSpec:
     def __post_init__(self):
         if self.optimizer not in _TRANSFORMS:
             raise ValueError(f"expected an optimizer of {list(_TRANSFORMS)}, got {self.optimizer!r}; correct the group")
-        if not self.learning_rate > 0 or self.weight_decay < 0 or self.end_factor < 0:
-            raise ValueError(
-                f"expected a learning_rate above 0 and a weight_decay and end_factor of at least 0, got {self}; correct the "
-                "group"
-            )
-        if not all(0 <= decay < 1 for decay in (self.b1, self.b2, self.momentum)):
-            raise ValueError(
-                f"expected b1, b2 and momentum in [0, 1), got {self.b1}, {self.b2} and {self.momentum}; correct the group"
-            )
+        check_number("a learning_rate", self.learning_rate, above=0)
+        check_number("an eps", self.eps, above=0)
+        for name in ("weight_decay", "end_factor"):
+            check_number(f"a {name}", getattr(self, name), least=0)
+        for name in ("b1", "b2", "momentum"):
+            check_number(f"a {name}", getattr(self, name), least=0, below=1)
+        check_count("warmup_steps", self.warmup_steps, least=0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def make_optimizer(
             f"expected a spec for each of the groups {sorted(names)}, got {sorted(specs)}; "
             f"the difference is {listing(sorted(names ^ set(specs)))}"
         )
-    schedules = {name: _schedule(spec, num_steps) for name, spec in specs.items()}
+    schedules = {name: schedule_of(spec, num_steps) for name, spec in specs.items()}
     transforms = {name: _TRANSFORMS[spec.optimizer](spec, schedules[name]) for name, spec in specs.items()}
     tree = unflatten(labels)
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
@@ -101,7 +100,8 @@ def make_optimizer(
     return GroupedOptimizer(chained.init, chained.update, tree, schedules)
 
 
-def _schedule(spec: GroupSpec, num_steps: int) -> optax.Schedule:
+def schedule_of(spec: GroupSpec, num_steps: int) -> optax.Schedule:
+    """The learning rate of a group over the steps of a run; see `schedules.make_schedule`."""
     return make_schedule(
         spec.schedule,
         spec.learning_rate,

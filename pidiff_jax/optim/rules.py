@@ -32,7 +32,7 @@ def assign_groups(rules: Sequence[ParameterRule], tree: Tree) -> dict[str, Any]:
     Raises:
         ValueError: a pattern is no regex, a parameter matches no rule, or a rule is the first match of no parameter.
     """
-    compiled = [(_compile(rule.pattern), rule) for rule in rules]
+    compiled = [(compile_pattern(rule.pattern), rule) for rule in rules]
     groups: dict[str, str] = {}
     wins: Counter[ParameterRule] = Counter()
     uncovered = []
@@ -102,7 +102,8 @@ def describe_parameters(groups: Tree, tree: Tree, num_examples: int = 2) -> str:
     return "\n".join(lines)
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Raises ValueError where it is no regular expression."""
     try:
         return re.compile(pattern)
     except re.error as error:

@@ -1,14 +1,13 @@
 """From the config of a run to what it is made of: its world, its experiment, and how it is looked at."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from pidiff_jax.diffusion.samplers import ddim_timesteps
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
 from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
+from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling
 from pidiff_jax.train.build import build_identity
@@ -31,7 +30,12 @@ def build_experiment(config: Any, world: World) -> Experiment:
         raise ValueError(
             f"expected config.task of {sorted([IDENTITY, *tasks])}, got {config.task!r}; correct the config"
         )
-    return tasks[config.task](config)
+    try:
+        return tasks[config.task](config)
+    except AttributeError as error:  # of a key that the task reads
+        raise ValueError(
+            f"expected a config for the config.task {config.task!r}, got one without a key: {error}"
+        ) from error
 
 
 def build_adapter(config: Any, world: World) -> IdentityExperiment:
@@ -49,7 +53,7 @@ def evaluation_settings(config: Any, world: World, components: Components, split
         ValueError: the config's sampling or evaluation can't be done; names the key.
     """
     sampling = checked_sampling(config.sampling, components)
-    with _about("config.sampling.identity_scale"):
+    with about("config.sampling.identity_scale"):
         protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
     held_out = world.held_out(split)
     if held_out is None:
@@ -61,7 +65,7 @@ def evaluation_settings(config: Any, world: World, components: Components, split
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
     c = components
-    with _about("config.sampling.num_steps"):
+    with about("config.sampling.num_steps"):
         ddim_timesteps(
             c.schedule.num_steps, sampling.num_steps, spacing=c.timestep_spacing, steps_offset=c.steps_offset
         )
@@ -74,9 +78,9 @@ def checked_sampling(sampling: Any, components: Components) -> Sampling:
 
 def checked_scoring(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: str) -> Scoring:
     """Whom the judges see, once it is certain that there are so many."""
-    with _about("config.evaluation.num_people"):
+    with about("config.evaluation.num_people"):
         held_out.check_people(evaluation.num_people)
-    with _about("config.evaluation.num_prompts"):
+    with about("config.evaluation.num_prompts"):
         prompts = held_out.prompts(evaluation.num_prompts)
         if evaluation.num_prompts < protocol.num_grid_prompts:
             raise ValueError(
@@ -91,12 +95,3 @@ def _check_previews(evaluation: Any) -> None:
         raise ValueError(
             f"config.evaluation.num_preview_people: expected at least 1, got {evaluation.num_preview_people}; correct it"
         )
-
-
-@contextlib.contextmanager
-def _about(key: str) -> Iterator[None]:
-    """Puts the config key that is being checked before an error's text."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error

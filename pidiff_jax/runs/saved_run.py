@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
@@ -23,6 +24,7 @@ from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.locations import local_path
 from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
+from pidiff_jax.ranges import MAX_SEED, check_count, check_number
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG
 from pidiff_jax.runs.history import Report, read_history, seconds_spent
@@ -57,7 +59,7 @@ class SavedRun:
 
     def draw(
         self,
-        wplus: Float[np.ndarray, "codes l d"],
+        wplus: ArrayLike | Sequence[Any],
         texts: Sequence[str],
         *,
         seed: int = 0,
@@ -68,7 +70,7 @@ class SavedRun:
         The first call for a number of pictures compiles.
 
         Args:
-            wplus: identity codes; one code serves all texts.
+            wplus: identity codes (codes, l, d), an array or lists; one code serves all texts.
             texts: prompts; one prompt serves all codes.
             seed: of the noise; the i-th picture of a seed always begins with the same.
             identity_scale: strength of the identity; 0 draws what the base draws, None takes the config's.
@@ -77,11 +79,23 @@ class SavedRun:
             Pixels in [0, 1], and where the identity attended (see `sampling.generate`).
 
         Raises:
-            ValueError: numbers of codes and texts that make no pairs.
+            ValueError: numbers of codes and texts that make no pairs, codes of another shape, or a seed or scale that is none.
         """
-        count = max(len(wplus), len(texts))
         if isinstance(texts, str):
             raise ValueError(f"expected a list of texts, got the text {texts!r}; write [{texts!r}]")
+        if wrong := [text for text in list[Any](texts) if not isinstance(text, str)]:
+            raise ValueError(f"expected texts, got {wrong[0]!r} among them; correct it")
+        check_count("a seed", seed, least=0, most=MAX_SEED)
+        if identity_scale is not None:
+            check_number("an identity_scale", identity_scale)
+        mapper = self.components.identity_mapper.spec
+        wplus = np.asarray(wplus, np.float32)
+        if wplus.ndim != 3 or wplus.shape[1:] != (mapper.num_layers, mapper.wplus_dim):
+            raise ValueError(
+                f"expected W+ codes of shape (b, {mapper.num_layers}, {mapper.wplus_dim}), got {wplus.shape}; one code is "
+                "wplus[None]"
+            )
+        count = max(len(wplus), len(texts))
         if {len(wplus), len(texts)} - {1, count} or not count:
             raise ValueError(
                 f"expected as many texts as W+ codes, or one of either, got {len(texts)} and {len(wplus)}; pair them"

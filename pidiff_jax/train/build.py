@@ -1,6 +1,7 @@
 """From the config to an identity adapter's experiment, and to what every experiment has; nothing below sees a config."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -16,14 +17,16 @@ from pidiff_jax.losses.reduce import active_losses
 from pidiff_jax.models.identity_mapper import MapperSpec
 from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
 from pidiff_jax.models.unet import IdentityAttentionSpec, init_identity_from_text
-from pidiff_jax.optim.groups import GroupSpec
-from pidiff_jax.optim.rules import ParameterRule
+from pidiff_jax.optim.groups import GroupSpec, schedule_of
+from pidiff_jax.optim.rules import ParameterRule, compile_pattern
 from pidiff_jax.paths import flatten, unflatten
+from pidiff_jax.ranges import about, check_count, check_number
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import IdentityExperiment, Sources, Weights
 from pidiff_jax.train.identity_task import Dropout, IdentityTask
 from pidiff_jax.train.settings import LoopSettings
 
+_MAX_TOKENS = 4_096  # of a group; a slip of the keys would take all memory
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -42,6 +45,9 @@ def build_identity(
         ValueError: the config asks for something that does not exist; says what.
     """
     dtype = compute_dtype(config.compute_dtype)
+    check_number("config.identity.value_scale", config.identity.value_scale, least=0)
+    for name, size in zip(("wplus_layers", "wplus_dim"), wplus_size, strict=True):
+        check_count(f"config.data.{name}", size)
     components = _with_identity(base.components, config, wplus_size).with_dtype(dtype)
     shapes = {
         "unet": unet_shapes(components.unet),
@@ -64,11 +70,43 @@ def build_identity(
 
 def trained_parts(config: Any) -> dict[str, Any]:
     """Which parameters are trained, how, and on what: the arguments of `Experiment` that every task's config has."""
+    weights = dict(config.losses.items())
+    with about("config.losses"):
+        for name, weight in weights.items():
+            check_number(name, weight, least=0)
+        active_losses(weights, valid=tuple(weights))
     return {
-        "loss_weights": {name: float(weight) for name, weight in config.losses.items()},
-        "rules": [ParameterRule(pattern, group) for pattern, group in config.parameter_rules],
-        "groups": {name: GroupSpec(**group) for name, group in config.groups.items()},
+        "loss_weights": {name: float(weight) for name, weight in weights.items()},
+        "rules": _rules(config.parameter_rules),
+        "groups": {name: _group(name, dict(group), config.num_steps) for name, group in config.groups.items()},
     }
+
+
+def _rules(pairs: Any) -> list[ParameterRule]:
+    if not pairs or not all(_is_pair(pair, str) for pair in pairs):
+        raise ValueError(
+            f"expected config.parameter_rules as pairs of a pattern and a group, like (('^mapper/', 'identity'), "
+            f"('.*', 'frozen')), got {pairs!r}; correct it"
+        )
+    with about("config.parameter_rules"):
+        for pattern, _ in pairs:
+            compile_pattern(pattern)
+    return [ParameterRule(pattern, group) for pattern, group in pairs]
+
+
+def _group(name: str, values: Mapping[str, Any], num_steps: int) -> GroupSpec:
+    with about(f"config.groups.{name}"):
+        if unknown := sorted(set(values) - {field.name for field in fields(GroupSpec)}):
+            raise ValueError(
+                f"expected keys of {[field.name for field in fields(GroupSpec)]}, got {unknown}; correct it"
+            )
+        spec = GroupSpec(**values)
+        schedule_of(spec, num_steps)
+        return spec
+
+
+def _is_pair(value: Any, kind: type) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, kind) for item in value)
 
 
 def loop_settings(config: Any) -> LoopSettings:
@@ -106,8 +144,14 @@ def compute_dtype(name: str | None) -> DTypeLike:
 
 def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) -> MapperSpec:
     """Checks that the config's groups cover the W+ layers and makes the mapper's spec."""
-    groups = tuple(tuple(group) for group in config.mapper_groups)
-    covered = [layer for start, end in groups for layer in range(start, end)]
+    if not all(_is_pair(group, int) for group in config.mapper_groups):
+        raise ValueError(
+            f"expected config.mapper_groups as pairs of a first and a last layer, like ((0, 4), (4, {num_layers})), got "
+            f"{config.mapper_groups!r}; correct it"
+        )
+    check_count("config.mapper_tokens_per_group", config.mapper_tokens_per_group, most=_MAX_TOKENS)
+    groups = tuple((start, end) for start, end in config.mapper_groups)
+    covered = [layer for start, end in groups for layer in range(start, min(end, num_layers + 1))]
     if covered != list(range(num_layers)):
         raise ValueError(
             f"expected config.mapper_groups to cover the W+ layers 0..{num_layers - 1} in order, got {groups}; correct it"
@@ -117,11 +161,18 @@ def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) ->
 
 def _with_identity(components: Components, config: Any, wplus_size: tuple[int, int]) -> Components:
     token_dim = components.unet.spec.cross_attention_dim
-    attention = IdentityAttentionSpec(variant=config.identity.variant, token_dim=token_dim, sink=config.identity.sink)
+    with about("config.identity"):
+        attention = IdentityAttentionSpec(
+            variant=config.identity.variant, token_dim=token_dim, sink=config.identity.sink
+        )
     return components.with_identity(attention, mapper_spec(config, *wplus_size, token_dim))
 
 
 def _task(config: Any, components: Components) -> IdentityTask:
+    with about("config.losses"):
+        losses = active_losses(config.losses.to_dict())
+    with about("config.dropout"):
+        dropout = Dropout(**config.dropout)
     return IdentityTask(
         components.unet,
         components.conditioner,
@@ -130,8 +181,8 @@ def _task(config: Any, components: Components) -> IdentityTask:
         components.prediction_type,
         components.vae.spec.scaling_factor,
         components.null_text_ids,
-        active_losses=active_losses(config.losses.to_dict()),
-        dropout=Dropout(**config.dropout),
+        active_losses=losses,
+        dropout=dropout,
         background_weight=config.background_weight,
         min_snr_gamma=config.min_snr_gamma,
         min_time_fraction=config.min_time_fraction,

@@ -21,6 +21,7 @@ from pidiff_jax.losses.outside_face import disentangle_loss, preserve_loss
 from pidiff_jax.models.identity_mapper import IdentityMapper
 from pidiff_jax.models.text_conditioning import ClipConditioner, TextConditioning
 from pidiff_jax.models.unet import UNet
+from pidiff_jax.ranges import check_number
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Dropout:
 
     def __post_init__(self):
         chances = (self.text, self.identity, self.both)
-        if min(chances) < 0 or sum(chances) > 1:
+        if not (all(chance >= 0 for chance in chances) and sum(chances) <= 1):
             raise ValueError(
                 f"expected dropout probabilities of at least 0 with a sum of at most 1, got {self}; correct them"
             )
@@ -70,12 +71,9 @@ class IdentityTask:
     min_time_fraction: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.min_time_fraction < 1:
-            raise ValueError(f"expected min_time_fraction in [0, 1), got {self.min_time_fraction}; correct it")
-        if self.background_weight is not None and self.background_weight < 0:
-            raise ValueError(
-                f"expected a background_weight of at least 0, or None for no mask, got {self.background_weight}; correct it"
-            )
+        check_number("a min_time_fraction", self.min_time_fraction, least=0, below=1)
+        check_number("a background_weight", self.background_weight, least=0, none_means="no mask")
+        check_number("a min_snr_gamma", self.min_snr_gamma, above=0, none_means="no weighting")
 
     def predict(
         self, params: Mapping[str, Any], noisy: Array, timesteps: Array, text: TextConditioning, wplus: Array

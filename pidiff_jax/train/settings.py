@@ -1,8 +1,13 @@
 """Length, cadence and reproducibility of a training run, apart from what is trained."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+
+from pidiff_jax.ranges import MAX_SEED, check_count, check_number
+
+_MAX_WORKERS = 1_024
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,21 @@ class LoopSettings:
     num_checkpoints: int = 2
     max_seconds: float | None = None
     num_workers: int = 0
-    profile_steps: tuple[int, ...] | None = None
+    profile_steps: tuple[Any, ...] | None = None
 
     def __post_init__(self):
+        check_count("config.seed", self.seed, least=0, most=MAX_SEED)
         names = ("num_steps", "batch_size", "accumulate_steps", "log_every_steps", "validate_every_steps",
                  "checkpoint_every_steps", "num_checkpoints")  # fmt: skip
-        if small := [name for name in names if getattr(self, name) < 1]:
-            raise ValueError(
-                f"expected config.{small[0]} of at least 1, got {getattr(self, small[0])}; correct the config"
-            )
-        if self.num_workers < 0:
-            raise ValueError(f"expected config.num_workers of at least 0, got {self.num_workers}; correct the config")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(
-                f"expected config.clip_norm above 0, or None for no clipping, got {self.clip_norm}; correct it"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"expected config.ema_decay in [0, 1), or None for no average, got {self.ema_decay}; correct it"
-            )
+        for name in names:
+            check_count(f"config.{name}", getattr(self, name))
+        check_count("config.num_workers", self.num_workers, least=0, most=_MAX_WORKERS)
+        for axis, size in self.mesh.items():
+            if size != -1:
+                check_count(f"config.mesh.{axis}, or -1 for all devices that are left,", size)
+        check_number("config.clip_norm", self.clip_norm, above=0, none_means="no clipping")
+        check_number("config.ema_decay", self.ema_decay, least=0, below=1, none_means="no average")
+        check_number("config.max_seconds", self.max_seconds, above=0, none_means="no limit")
         if self.batch_size % jax.process_count():
             raise ValueError(
                 f"expected a config.batch_size that {jax.process_count()} processes can share, got {self.batch_size}; "
@@ -59,7 +60,7 @@ class LoopSettings:
         _check_profile_steps(self.profile_steps, self.num_steps)
 
 
-def _check_profile_steps(steps: tuple[int, ...] | None, num_steps: int) -> None:
+def _check_profile_steps(steps: tuple[Any, ...] | None, num_steps: int) -> None:
     if steps is None:
         return
     whole = len(steps) == 2 and all(isinstance(step, int) for step in steps)

@@ -12,7 +12,7 @@ from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.metrics_file import SCORES, write_metrics
 from pidiff_jax.evaluation.report.charts import line_chart
 from pidiff_jax.evaluation.report.page import chart_groups, detail_meaning, scores_text, write_report
-from pidiff_jax.evaluation.report.pictures import draw_samples, heat_overlay, png_bytes
+from pidiff_jax.evaluation.report.pictures import draw_samples, heat_overlay, png_bytes, save_png
 from tests.evaluation import tiny_evaluation as tiny
 
 FACTS = {
@@ -184,3 +184,18 @@ def test_heat_is_brightest_where_attention_is():
     heat = heat_overlay(np.full((16, 16, 3), 0.5, np.float32), attention).sum(-1)
     assert heat[1, 1] == pytest.approx(heat.max(), rel=0.05) and heat[-1, -1] == pytest.approx(heat.min(), rel=0.05)
     assert np.isfinite(heat_overlay(np.zeros((16, 16, 3), np.float32), np.zeros((4, 4), np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "file", "expected"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), "a.png", r"one picture \(h, w, 3\), got \(2, 4, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.uint8), "a.png", "floating-point pixels in .*, got uint8"),
+        (np.full((4, 4, 3), np.nan, np.float32), "a.png", "finite floating-point"),
+        (np.zeros((4, 4, 3), np.float32), "none/a.png", "expected a folder at .*none, found none"),
+    ],
+)
+def test_what_is_not_one_picture_for_a_folder_is_not_saved(pixels, file, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        save_png(tmp_path / file, pixels)
+    assert list(tmp_path.iterdir()) == []

@@ -220,3 +220,17 @@ runpy.run_module("launch.prepare", run_name="__main__")
     result = call_script(script, *needed)
     assert result.returncode == 1
     assert result.stderr.startswith("error: expected one process to prepare photographs, got 4 that share")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config"], "expected --config=FILE.py or --config=FILE.py:PART, got no file; see experiments/"),
+        (["--config="], "expected --config=FILE.py or --config=FILE.py:PART, got no file; see experiments/"),
+        (["--config=experiments"], "expected --config=FILE.py or FILE.py:PART, got 'experiments'; see experiments/"),
+        (["--config=a.py", "--config=b.py"], "expected --config once, got it 2 times; leave one"),
+    ],
+)
+def test_a_config_flag_without_one_file_is_refused(arguments, expected, tmp_path):
+    result = call(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert (result.returncode, result.stderr) == (2, f"error: {expected}\n")

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -89,9 +90,20 @@ def png_bytes(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(path: Path | str, pixels: Float[np.ndarray, "h w 3"]) -> None:
-    """Writes a picture in [0, 1] as a PNG file, replacing an older one in one piece."""
-    write_atomically(local_path(path, "path"), png_bytes(_bytes(pixels)))
+def save_png(path: Path | str, pixels: Any) -> None:
+    """Writes a picture in [0, 1] as a PNG file, replacing an older one in one piece.
+
+    Raises:
+        ValueError: not one picture, values that are no numbers in floating point, or a folder that isn't there.
+    """
+    path, pixels = local_path(path, "the picture"), np.asarray(pixels)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"expected one picture (h, w, 3), got {pixels.shape}; of a batch, save pixels[0]")
+    if not np.issubdtype(pixels.dtype, np.floating) or not np.isfinite(pixels).all():
+        raise ValueError(f"expected finite floating-point pixels in [0, 1], got {pixels.dtype}; divide bytes by 255")
+    if not path.parent.is_dir():
+        raise ValueError(f"expected a folder at {path.parent}, found none; make it first")
+    write_atomically(path, png_bytes(_bytes(pixels)))
 
 
 def _bytes(pixels: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:

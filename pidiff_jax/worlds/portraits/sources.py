@@ -15,12 +15,25 @@ from data_pipeline.sources import ArraySource, Source
 from pidiff_jax.arrays import in_batches, signed_pixels
 from pidiff_jax.models.e4e import E4eEncoder, encode_wplus
 from pidiff_jax.models.vae import AutoencoderKL
+from pidiff_jax.ranges import about, check_count
 from pidiff_jax.worlds.portraits import networks, renderer
 from pidiff_jax.worlds.portraits.tokenizer import caption_ids
 from pidiff_jax.worlds.portraits.weight_files import load_weights
 
 _BATCH_SIZE = 64
 EncodeFn = Callable[..., Any]
+
+
+def checked_numbers(data: Any, split: str) -> tuple[int, int]:
+    """People of a split and pictures of each, as a config's `data` asks for.
+
+    Raises:
+        ValueError: there are not so many, or none; names the key.
+    """
+    with about("config.data.num_people"):
+        renderer.person_ids(split, data.num_people)
+    check_count("config.data.pictures_per_person", data.pictures_per_person)
+    return data.num_people, data.pictures_per_person
 
 
 def pictures(

@@ -19,7 +19,13 @@ from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.judges import HeldOutPortraits
-from pidiff_jax.worlds.portraits.sources import cached_records, encode_latents, identity_source, load_wplus_encoder
+from pidiff_jax.worlds.portraits.sources import (
+    cached_records,
+    checked_numbers,
+    encode_latents,
+    identity_source,
+    load_wplus_encoder,
+)
 from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
 
 MIN_VALIDATION_PEOPLE = 64
@@ -69,7 +75,7 @@ class PortraitsWorld:
         """Renders people, or, with config.data.cache, reads them from records there."""
         data = self._config.data
         numbers = {
-            "train": (data.num_people, data.pictures_per_person),
+            "train": checked_numbers(data, "train"),
             "validation": (max(MIN_VALIDATION_PEOPLE, self._config.batch_size), 1),
         }
         rendered = {split: partial(self._render, split, *each) for split, each in numbers.items()}
@@ -77,7 +83,7 @@ class PortraitsWorld:
 
         @cache  # its hashes are taken once for both splits
         def openers() -> OpenFns:
-            return rendered if folder is None else self._cached(folder, numbers, rendered)
+            return rendered if not folder else self._cached(folder, numbers, rendered)
 
         def open_split(split: str) -> Source:
             source = openers()[split]()

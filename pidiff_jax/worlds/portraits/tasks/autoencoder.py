@@ -1,7 +1,7 @@
 """Trains the latent autoencoder."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from pidiff_jax.arrays import signed_pixels
 from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
-from pidiff_jax.worlds.portraits.sources import picture_source
+from pidiff_jax.worlds.portraits.renderer import View
+from pidiff_jax.worlds.portraits.sources import checked_numbers, picture_source
 from pidiff_jax.worlds.portraits.tasks.common import ONE_PICTURE, PICTURE_RECORD, weights_experiment
 
 
@@ -51,7 +52,9 @@ class AutoencoderTask:
 def build_autoencoder(config: Any) -> Experiment:
     """The run that makes vae.safetensors."""
     vae = AutoencoderKL(networks.VAE)
-    numbers, views = (config.data.num_people, config.data.pictures_per_person), config.data.views
+    numbers, views = checked_numbers(config.data, "train"), config.data.views
+    if not views or not set(views) <= set(get_args(View)):
+        raise ValueError(f"expected config.data.views of {get_args(View)}, got {views!r}; correct it")
     return weights_experiment(
         config,
         file="vae",

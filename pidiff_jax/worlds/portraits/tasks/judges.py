@@ -13,7 +13,7 @@ from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.train.step import LossFn
 from pidiff_jax.worlds.portraits import networks
-from pidiff_jax.worlds.portraits.sources import mask_source, pair_source, picture_source
+from pidiff_jax.worlds.portraits.sources import checked_numbers, mask_source, pair_source, picture_source
 from pidiff_jax.worlds.portraits.tasks.common import (
     BYTE_PICTURE,
     ONE_PICTURE,
@@ -110,7 +110,7 @@ class SegmenterTask:
 
 def build_recogniser(config: Any) -> Experiment:
     """The run that makes recogniser.safetensors, the judge of identity."""
-    network, numbers = ArcFace(networks.RECOGNISER), _numbers(config)
+    network, numbers = ArcFace(networks.RECOGNISER), checked_numbers(config.data, "judges")
     sources = Sources(
         lambda: pair_source("judges", *numbers),
         lambda: pair_source("validation", 256, 1),
@@ -121,7 +121,7 @@ def build_recogniser(config: Any) -> Experiment:
 
 def build_scenes(config: Any) -> Experiment:
     """The run that makes scenes.safetensors, the judge of prompts."""
-    network, numbers = ArcFace(networks.SCENES), _numbers(config)
+    network, numbers = ArcFace(networks.SCENES), checked_numbers(config.data, "judges")
     sources = Sources(
         lambda: picture_source("judges", *numbers, ("wild",)),
         lambda: picture_source("validation", 256, 1, ("wild",)),
@@ -131,7 +131,7 @@ def build_scenes(config: Any) -> Experiment:
 
 def build_segmenter(config: Any) -> Experiment:
     """The run that makes segmenter.safetensors, the judge of where the head is."""
-    network, numbers = Segmenter(networks.SEGMENTER), _numbers(config)
+    network, numbers = Segmenter(networks.SEGMENTER), checked_numbers(config.data, "judges")
     sources = Sources(
         lambda: mask_source("judges", *numbers),
         lambda: mask_source("validation", 256, 1),
@@ -139,10 +139,6 @@ def build_segmenter(config: Any) -> Experiment:
     mask = jax.ShapeDtypeStruct(BYTE_PICTURE.shape[:2], BYTE_PICTURE.dtype)
     record = {"pixels": BYTE_PICTURE, "head_mask": mask}
     return _judge(config, "segmenter", network, SegmenterTask(network).losses, sources, record)
-
-
-def _numbers(config: Any) -> tuple[int, int]:
-    return config.data.num_people, config.data.pictures_per_person
 
 
 def _judge(config: Any, name: str, network: Any, losses: LossFn, sources: Sources, record: dict) -> Experiment:

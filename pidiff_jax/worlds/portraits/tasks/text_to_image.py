@@ -15,10 +15,11 @@ from pidiff_jax.locations import optional_path
 from pidiff_jax.losses.denoising import denoising_loss
 from pidiff_jax.models.text_conditioning import ClipConditioner, TextConditioning
 from pidiff_jax.models.unet import UNet
+from pidiff_jax.ranges import check_number
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.train.identity_task import sample_latents
 from pidiff_jax.worlds.portraits import networks
-from pidiff_jax.worlds.portraits.sources import caption_source, encode_latents
+from pidiff_jax.worlds.portraits.sources import caption_source, checked_numbers, encode_latents
 from pidiff_jax.worlds.portraits.tasks.common import weights_experiment
 from pidiff_jax.worlds.portraits.tokenizer import TEXT_LENGTH
 from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
@@ -63,7 +64,9 @@ def build_text_to_image(config: Any) -> Experiment:
     """The run that makes base.safetensors, on the latents of the shipped (or given) autoencoder."""
     c, path = networks.base_components(), optional_path(config.base.path, "config.base.path")
     check_weights("vae", path)
-    numbers = (config.data.num_people, config.data.pictures_per_person)
+    check_number("config.dropout.text", config.dropout.text, least=0, most=1)
+    check_number("config.min_snr_gamma", config.min_snr_gamma, above=0, none_means="no weighting")
+    numbers = checked_numbers(config.data, "train")
     task = TextToImageTask(
         c.unet, c.conditioner, c.schedule, c.prediction_type, networks.VAE.scaling_factor, c.null_text_ids,
         drop_text=config.dropout.text, min_snr_gamma=config.min_snr_gamma,

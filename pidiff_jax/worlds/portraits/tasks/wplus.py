@@ -17,7 +17,7 @@ from pidiff_jax.models.e4e import E4eEncoder
 from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks
-from pidiff_jax.worlds.portraits.sources import picture_source
+from pidiff_jax.worlds.portraits.sources import checked_numbers, picture_source
 from pidiff_jax.worlds.portraits.tasks.autoencoder import gradient_difference
 from pidiff_jax.worlds.portraits.tasks.common import (
     ONE_PICTURE,
@@ -113,7 +113,7 @@ def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def build_wplus(config: Any) -> Experiment:
     """The run that makes wplus.safetensors: the W+ encoder and its synthesis network."""
     encoder, synthesis = E4eEncoder(networks.ENCODER), Synthesis(networks.STYLEGAN2)
-    numbers = (config.data.num_people, config.data.pictures_per_person)
+    numbers = checked_numbers(config.data, "train")
     shape = (networks.NUM_WPLUS_LAYERS, networks.WPLUS_DIM)
 
     def init() -> dict[str, Any]:
