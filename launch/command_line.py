@@ -178,6 +178,8 @@ def _parse(argv: Sequence[str], config: ConfigFlag | None) -> list[str]:
             raise ValueError(f"expected flags only, got {' '.join(rest[1:])!r}; write --name=value")
     except (flags.Error, *USER_ERRORS) as error:
         _stop(error, status=_BAD_FLAG)
+    except KeyboardInterrupt:
+        _say_ended("interrupted", "nothing was begun", signal.SIGINT)
     return rest
 
 
@@ -197,6 +199,12 @@ def _absl_parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SystemExit:  # the help was printed, which absl calls a failure
         sys.exit(0)
+    except flags.IllegalFlagValueError as error:
+        if missing := re.findall(r"Flag (--\w+) must have a value other than None", str(error)):
+            raise ValueError(
+                f"expected a value of {' and '.join(missing)}, got none; write {missing[0]}=VALUE (--help explains it)"
+            ) from None
+        raise
 
 
 def _override(argument: str) -> tuple[str, str | None] | None:

@@ -47,8 +47,14 @@ def main() -> None:
     world = open_world(config)
     world.check()
     settings = evaluation_settings(config, world, world.base_model().components, split)  # before anything is loaded
+    is_new = not output.exists()
     claim_output(output, RESULTS)
-    run = open_run(workdir, STEP.value, overrides=overrides)
+    try:
+        run = open_run(workdir, STEP.value, overrides=overrides)
+    except BaseException:
+        if is_new:
+            output.rmdir()
+        raise
     write_results(run, run.evaluator(settings), output)
 
 

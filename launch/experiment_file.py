@@ -5,6 +5,7 @@ import difflib
 import inspect
 import os
 import runpy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ def load_config(chosen: str) -> ConfigDict:
         raise ValueError(f"expected --config=FILE.py or FILE.py:PART, got {chosen!r}; see experiments/")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"expected a config file at {path}, found none; see experiments/")
+    sys.path.append(os.path.dirname(os.path.abspath(path)))  # modules beside it, after all others
     try:
         get_config = runpy.run_path(path).get("get_config")
         if part and callable(get_config) and not inspect.signature(get_config).parameters:
@@ -36,14 +38,13 @@ def load_config(chosen: str) -> ConfigDict:
         config = get_config(*([part] if part else [])) if callable(get_config) else None
     except ValueError:
         raise
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a config file is code: anything can go wrong in it, and it may end itself
+    except (Exception, SystemExit) as error:  # a config file is code: anything can go wrong in it
         raise ValueError(
             f"expected a config from {chosen}, got {type(error).__name__}: {error}; correct the file "
             "(PIDIFF_TRACEBACK=1 shows where)"
         ) from error
+    finally:
+        sys.path.pop()
     if not isinstance(config, ConfigDict):
         raise ValueError(
             f"expected a function get_config() that returns a ConfigDict in {path}, got "

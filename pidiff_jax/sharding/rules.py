@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pidiff_jax.paths import flatten, unflatten
+from pidiff_jax.sharding.mesh import MESH_AXES
 
 # (logical axis, mesh axis); None replicates. A logical axis may come several times: the first mesh axis that divides the
 # dimension and isn't taken by another dimension of the same array wins. Convolutions aren't split over `tensor`: their
@@ -41,8 +42,13 @@ def infer_shardings(
     A dimension that its mesh axis doesn't divide is replicated.
 
     Raises:
-        ValueError: a logical axis has no rule.
+        ValueError: a logical axis has no rule, or the mesh has other axes than `make_mesh` gives it.
     """
+    if missing := set(MESH_AXES) - set(mesh.axis_names):
+        raise ValueError(
+            f"expected a mesh with the axes {MESH_AXES}, got {mesh.axis_names} without {', '.join(sorted(missing))}; make it "
+            "with pidiff_jax.sharding.mesh.make_mesh"
+        )
     flat = flatten(boxed)
     table: dict[str, list[str | None]] = {}
     for logical, axis in rules:

@@ -86,6 +86,33 @@ def test_a_wrong_command_line_needs_no_jax_either(tmp_path):
     assert result.stderr == "error: expected a config file at none.py, found none; see experiments/\n"
 
 
+def test_flags_that_are_missing_are_named_together():
+    result = call()
+    assert result.returncode == 2
+    expected = "error: expected a value of --config and --workdir, got none; write --config=VALUE (--help explains it)"
+    assert result.stderr == f"{expected}\n"
+
+
+def test_a_config_may_import_what_lies_beside_it(tmp_path):
+    (tmp_path / "settings_of_mine.py").write_text("from experiments.quickstart import get_config", encoding="utf-8")
+    (tmp_path / "mine.py").write_text("from settings_of_mine import get_config", encoding="utf-8")
+    result = call(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}", "--config.seed=-1")
+    assert result.returncode == 1 and "config.seed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "expected"),
+    [
+        ("import sys; sys.exit(3)", 2, "got SystemExit: 3; correct the file"),
+        ("raise KeyboardInterrupt", 130, "interrupted; nothing was begun"),
+    ],
+)
+def test_a_config_that_ends_itself_is_said_so(tmp_path, ending, status, expected):
+    (tmp_path / "ends.py").write_text(ending, encoding="utf-8")
+    result = call(f"--config={tmp_path / 'ends.py'}", f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == status and expected in result.stderr and result.stderr.count("\n") == 1
+
+
 def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on():
     script = """
 from launch import command_line

@@ -102,6 +102,30 @@ def test_the_example_at_the_top_of_the_package_draws_a_person(workdir, tmp_path,
         assert picture.size == (64, 64) and np.asarray(picture).std() > 20
 
 
+def test_an_opened_run_takes_lists_and_says_what_it_cannot_draw(workdir):
+    run = pidiff_jax.open_run(workdir)
+    codes = run.world.held_out("test").people(1).wplus
+    one, other = (run.draw(each, ["a person in a red shirt"], seed=1)[0] for each in (codes, codes.tolist()))
+    np.testing.assert_array_equal(one, other)
+    for arguments, options, message in [
+        ((codes[0], ["a"]), {}, r"expected W\+ codes of shape \(b, \d+, \d+\), got"),
+        ((codes[:, :3], ["a"]), {}, r"got \(1, 3, \d+\)"),
+        ((codes, "a"), {}, "write \\['a'\\]"),
+        ((codes, [3]), {}, "expected texts, got 3"),
+        ((codes, ["a"]), {"seed": -1}, "a seed"),
+        ((codes, ["a"]), {"seed": 1.5}, "a seed"),
+        ((codes, ["a"]), {"identity_scale": float("nan")}, "an identity_scale"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run.draw(*arguments, **options)
+
+
+def test_scoring_a_step_that_is_not_there_leaves_no_folder(workdir, tmp_path):
+    result = call("evaluate", f"--workdir={workdir}", f"--output={tmp_path / 'out'}", "--step=99")
+    assert result.returncode == 1 and "checkpoint of step 99" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_of_eight_devices_is_scored_on_one(tmp_path):
     few = {"num_steps": 2, "checkpoint_every_steps": 2, "data.num_people": 8, "sampling.num_steps": 1}
     few |= {"evaluation.num_people": 3, "evaluation.num_prompts": 3, "groups.identity.warmup_steps": 1}

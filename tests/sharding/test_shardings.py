@@ -23,6 +23,11 @@ def specs(tree, **options):
     return jax.tree.map(lambda sharding: sharding.spec, shardings)
 
 
+def test_a_mesh_of_other_axes_is_refused():
+    with pytest.raises(ValueError, match=r"got \('data',\) without fsdp, tensor; make it with .*make_mesh"):
+        infer_shardings(boxed(Dense(16, axes=("embed", "heads")), 1, 8), jax.make_mesh((8,), ("data",)))
+
+
 def test_logical_axes_become_mesh_axes():
     assert specs(boxed(Dense(16, axes=("embed", "heads")), 1, 8)) == {
         "kernel": P("fsdp", "tensor"),
