@@ -39,7 +39,7 @@ def _texts(node: ast.AST) -> list[str]:
 
 def known_flags() -> set[str]:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "launch").glob("*.py"))
-    return {"config", "name", *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', sources)}
+    return {"config", "help", "name", *re.findall(r'(?:DEFINE|define)_\w+\(\s*"(\w+)"', sources)}
 
 
 def known_keys() -> set[str]:

@@ -26,7 +26,9 @@ def active_losses(weights: Mapping[str, float], valid: tuple[str, ...] = IDENTIT
         )
     active = tuple(name for name, weight in weights.items() if weight)
     if not active:
-        raise ValueError("expected a loss with a weight above 0, got none; denoising=1.0 is the usual one")
+        raise ValueError(
+            f"expected a weight above 0 for one of {', '.join(valid)}, got none; 1.0 is usual for {valid[0]}"
+        )
     return active
 
 

@@ -23,12 +23,12 @@ from pidiff_jax.runs.saved_run import SavedRun, run_facts
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import place, replicated
-from pidiff_jax.train import termination
 from pidiff_jax.train.build import loop_settings
 from pidiff_jax.train.experiment import Experiment, IdentityExperiment, Weights
 from pidiff_jax.train.hooks import CheckpointHook, PreviewHook, ProfileHook, ValidationHook
 from pidiff_jax.train.loop import Hook, TrainingRun, train
 from pidiff_jax.train.plan import make_plan
+from pidiff_jax.train.termination import Terminated
 from pidiff_jax.worlds import World, open_world
 
 
@@ -141,20 +141,25 @@ def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluat
             report(f"resuming from step {run.step} of {settings.num_steps}")
         report(run.plan.parameter_table)
         history = HistoryHook(folder.path, started)
-        with termination.postponed() as told_to_end:
-            # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is
-            # saved.
-            checkpoints = CheckpointHook(manager, folder.check_lease, told_to_end)
-            hooks: list[Hook] = [_tell_first_step(started), history, checkpoints]
-            if settings.profile_steps is not None:
-                first_step, last_step = settings.profile_steps
-                profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
-                profiler.start_if_due(run.step + 1, is_last=run.step >= settings.num_steps)
-                hooks.insert(0, profiler)
-            hooks.append(ValidationHook(run, history.write))
-            if evaluator is not None:
-                hooks.append(PreviewHook(settings.validate_every_steps, history.write, lambda: evaluator.previewer))
+        # Checkpoints come first: whatever goes wrong when something is validated or drawn, the training until then is saved.
+        checkpoints = CheckpointHook(manager, folder.check_lease)
+        hooks: list[Hook] = [_tell_first_step(started), history, checkpoints]
+        if settings.profile_steps is not None:
+            first_step, last_step = settings.profile_steps
+            profiler = ProfileHook(first_step, last_step, folder.path / EVENTS)
+            profiler.start_if_due(run.step + 1, is_last=run.step >= settings.num_steps)
+            hooks.insert(0, profiler)
+        hooks.append(ValidationHook(run, history.write))
+        if evaluator is not None:
+            hooks.append(PreviewHook(settings.validate_every_steps, history.write, lambda: evaluator.previewer))
+        step = run.step
+        try:
             train(run, hooks, started)
+        except Terminated:
+            if run.step > step:
+                checkpoints.save(run)
+                manager.wait()
+            raise
     return history
 
 

@@ -1,6 +1,5 @@
 """What happens now and then during training: validation, previews, checkpoints, profiling."""
 
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ import numpy as np
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train.loop import TrainingRun, diverged
-from pidiff_jax.train.termination import Terminated
+from pidiff_jax.train.termination import Terminated, postponed
 
 Metrics = Mapping[str, float] | None
 # Parameters -> pictures (h, w, 3) uint8 and scores, by name.
@@ -75,46 +74,33 @@ class PreviewHook:
 
 
 class CheckpointHook:
-    """Saves the state and the position in the data when a save is due, also when the machine is about to go away.
+    """Saves the state and the position in the data when a save is due, also when the machines are about to go away.
 
     Args:
         manager: writes the checkpoints.
         check: called before a save; what it raises keeps the state from being saved.
-        told_to_end: returns the signal by which this process was told to end, or None.
 
     Raises:
         FloatingPointError: the state isn't finite; then it isn't saved.
-        Terminated: the program was told to end, and everything is on disk.
+        Terminated: several processes were told to end, in the same update.
     """
 
-    def __init__(
-        self,
-        manager: CheckpointManager,
-        check: Callable[[], None],
-        told_to_end: Callable[[], int | None] = lambda: None,
-    ):
-        self.manager, self.check, self.told_to_end = manager, check, told_to_end
+    def __init__(self, manager: CheckpointManager, check: Callable[[], None]):
+        self.manager, self.check = manager, check
 
     def __call__(self, run: TrainingRun, step: int, metrics: Metrics, is_last: bool) -> None:
-        number = self._ended_by(step)
-        if number is not None or is_last or self.manager.should_save(step):
+        if jax.process_count() > 1 and self.manager.reached_preemption(step):
+            raise Terminated
+        if is_last or self.manager.should_save(step):
             self.save(run)
-        if number is not None:
-            self.manager.wait()
-            raise Terminated(number)
-
-    def _ended_by(self, step: int) -> int | None:
-        """The signal to stop by after this update: the same update in all processes, which JAX sees to."""
-        if jax.process_count() == 1:
-            return self.told_to_end()
-        return signal.SIGTERM if self.manager.reached_preemption(step) else None
 
     def save(self, run: TrainingRun) -> None:
         """Saves now."""
         self.check()
         if not bool(_all_finite(run.state)):
             raise diverged("a state with NaN or infinity", run.step)
-        self.manager.save(run.state, run.data_state)
+        with postponed():  # half a save can't be begun again
+            self.manager.save(run.state, run.data_state)
 
 
 @jax.jit

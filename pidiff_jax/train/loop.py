@@ -16,6 +16,7 @@ from pidiff_jax.train.experiment import Weights
 from pidiff_jax.train.plan import Plan
 from pidiff_jax.train.settings import LoopSettings
 from pidiff_jax.train.state import init_state
+from pidiff_jax.train.termination import postponed
 
 
 class TrainingRun:
@@ -98,6 +99,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
 
     Raises:
         FloatingPointError: the loss or the parameters are no longer finite.
+        Terminated: the program was told to end; the run is as after its last update.
     """
     settings, step = run.settings, run.step
     if step >= settings.num_steps:
@@ -107,7 +109,8 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
         batch: dict[str, Any] | None = _next_batch(run)
         is_last = False
         while not is_last:
-            with jax.transfer_guard("disallow"):  # an array that wanders by itself would make every step wait
+            # An array that wanders by itself would make every step wait; a signal in here would lose the donated state.
+            with jax.transfer_guard("disallow"), postponed():
                 run.state, metrics = train_step(run.state, run.frozen, batch)
                 step += 1
                 run.data_state = run.loader.get_state()

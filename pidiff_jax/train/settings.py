@@ -51,7 +51,7 @@ class LoopSettings:
                 check_count(f"config.mesh.{axis}, or -1 for all devices that are left,", size)
         check_number("config.clip_norm", self.clip_norm, above=0, none_means="no clipping")
         check_number("config.ema_decay", self.ema_decay, least=0, below=1, none_means="no average")
-        check_number("config.max_seconds", self.max_seconds, above=0, none_means="no limit")
+        check_number("config.max_seconds", self.max_seconds, least=0, none_means="no limit")
         if self.batch_size % jax.process_count():
             raise ValueError(
                 f"expected a config.batch_size that {jax.process_count()} processes can share, got {self.batch_size}; "

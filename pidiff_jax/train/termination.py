@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -20,7 +20,7 @@ class Terminated(BaseException):
         self.number = number
 
 
-_arrived: list[int] = []
+_arrived: list[int] = []  # the last signal, until it has done its work
 
 
 def raise_when_told_to_end() -> None:
@@ -31,29 +31,34 @@ def raise_when_told_to_end() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    _arrived.append(number)  # where Python runs a destructor just then, it swallows what is raised
+    _note(number, frame)  # where Python runs a destructor just then, it swallows what is raised
     raise Terminated(number)
 
 
-@contextlib.contextmanager
-def postponed() -> Iterator[Callable[[], int | None]]:
-    """Inside, the signals raise nothing: the function that this gives returns the one that came, now or before, or None.
+def _note(number: int, frame: FrameType | None) -> None:
+    _arrived[:] = [number]
 
-    It always returns None in a thread beside the main one, where Python can't know of signals, and with several processes,
-    where JAX listens to them.
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Inside, the signals raise nothing; one that came meanwhile, or was swallowed before, raises `Terminated` at the end.
+
+    Nothing happens in a thread beside the main one, where Python can't know of signals, and with several processes, where JAX
+    listens to them.
     """
     import jax  # not at the top: commands import this module, and --help needs no JAX
 
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield lambda: None
+        yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in replaced:
-        signal.signal(number, lambda number, frame: _arrived.append(number))
+        signal.signal(number, _note)
     try:
-        yield lambda: _arrived[0] if _arrived else None
+        yield
     finally:
-        _arrived.clear()
         for number, handler in replaced.items():
             signal.signal(number, handler)
+    if _arrived:
+        raise Terminated(_arrived.pop())

@@ -13,8 +13,9 @@ HUGE = "1" + "0" * 30
 BAD = ("nan", "inf", "-1", "0", "", HUGE, "None", "foo", "5", "(5,)", "((0, 1), 5)")
 # What is meant to be taken, and why.
 NUMBERS_FROM_ZERO = {  # off, or the smallest that does something
-    "seed", "num_workers", "ema_decay", "background_weight", "min_time_fraction", "identity.value_scale", "dropout.text",
-    "dropout.identity", "dropout.both", "losses", "weight_decay", "warmup_steps", "b2", "sampling.identity_scale",
+    "seed", "num_workers", "ema_decay", "background_weight", "min_time_fraction", "max_seconds", "identity.value_scale",
+    "dropout.text", "dropout.identity", "dropout.both", "losses", "weight_decay", "warmup_steps", "b2",
+    "sampling.identity_scale",
 }  # fmt: skip
 ANY_NUMBER = {"sampling.guidance_scale", "sampling.identity_scale"}  # negative ones lead away
 ANY_FOLDER = {"base.path"}  # None or empty: none

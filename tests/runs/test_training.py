@@ -23,8 +23,9 @@ from pidiff_jax.runs.folder import Workdir
 from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train import loop
+from pidiff_jax.train.hooks import ValidationHook
 from pidiff_jax.train.plan import Plan
-from pidiff_jax.train.termination import Terminated
+from pidiff_jax.train.termination import Terminated, raise_when_told_to_end
 from tests.train.tiny_training import build_tiny, loss_fn, make_batch, make_config
 
 
@@ -60,8 +61,29 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
     assert seconds == sorted(seconds)
 
 
+@pytest.fixture
+def heeding_signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    raise_when_told_to_end()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkeypatch, heeding_signals):
+    def validate(self, run, step, metrics, is_last):
+        if step == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ValidationHook, "__call__", validate)
+    with pytest.raises(Terminated):
+        train(tmp_path / "cut", checkpoint_every_steps=100)
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("[0-9]*")
+    assert checkpoint.name == "7"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number):
+def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number, heeding_signals):
     reads = 0
 
     def tell():
@@ -70,12 +92,8 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number):
         if reads == 5 * 8:
             os.kill(os.getpid(), number)
 
-    handler = signal.signal(number, lambda *_: pytest.fail("not while it trains"))
-    try:
-        with pytest.raises(Terminated, match=signal.Signals(number).name):
-            train(tmp_path / "cut", build_tiny(after=tell), checkpoint_every_steps=100, validate_every_steps=100)
-    finally:
-        signal.signal(number, handler)
+    with pytest.raises(Terminated, match=signal.Signals(number).name):
+        train(tmp_path / "cut", build_tiny(after=tell), checkpoint_every_steps=100, validate_every_steps=100)
     (checkpoint,) = (tmp_path / "cut" / "checkpoints").glob("[0-9]*")
     assert int(checkpoint.name) < 12
     train(tmp_path / "cut")

@@ -27,10 +27,10 @@ class PhotographsWorld:
     title = "on photographs"
 
     def __init__(self, config: Any):
+        self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)
         self._base, self._data, self._evaluation = config.base, config.data, config.evaluation
         self._base_path = optional_path(config.base.path, "config.base.path")
         self._data_path = optional_path(config.data.path, "config.data.path")
-        self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)
 
     def check(self) -> None:
         """Both complaints at once, before anything is read; see `World.check`."""
