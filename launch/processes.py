@@ -57,12 +57,12 @@ def initialisation(environment: Mapping[str, str], is_tpu_host: bool) -> dict[st
     Raises:
         ValueError: the address of a coordinator without the other two, numbers that are none, or no address to be found.
     """
-    numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    if _COORDINATOR in environment and any(name in environment for name in numbers):
+    numbers, is_named = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"), bool(environment.get(_COORDINATOR))
+    if is_named and any(name in environment for name in numbers):
         return _named_in(environment)
     launched = _open_mpi(environment) or _slurm_step(environment)
     if launched is None:
-        if _COORDINATOR in environment:
+        if is_named:
             return _named_in(environment)
         return {} if is_tpu_host and _in_tpu_slice(environment) else None
     task, find_address = launched
@@ -74,7 +74,7 @@ def initialisation(environment: Mapping[str, str], is_tpu_host: bool) -> dict[st
             f"{_COORDINATOR}, JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process"
         )
     arguments: dict[str, Any] = {"num_processes": task.num_tasks, "process_id": task.rank}
-    if _COORDINATOR not in environment:
+    if not is_named:
         arguments["coordinator_address"] = find_address(environment)
     devices = _share_of_devices(environment, task)
     if devices is not None and "JAX_LOCAL_DEVICE_IDS" not in environment:
@@ -123,7 +123,7 @@ def _slurm_step(environment: Mapping[str, str]) -> tuple[_Task, Any] | None:
     # The job's number of tasks, SLURM_NTASKS, is of others: `srun -n1` in a job of four is alone.
     name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     count = _number(environment, name)
-    bound = any(environment.get(name) for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"))
+    bound = bool(environment.get("SLURM_GPUS_PER_TASK") or "gpu" in environment.get("SLURM_TRES_PER_TASK", ""))
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID", default=0)
     return _Task(count, rank, local, _slurm_tasks_on_host(environment, count), bound), _slurm_address
 
@@ -174,7 +174,7 @@ def _share_of_devices(environment: Mapping[str, str], task: _Task) -> list[int] 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name)
-    if text is None and default is not None:
+    if not text and default is not None:
         return default
     if text is None or not text.isdecimal():
         raise ValueError(

@@ -25,17 +25,18 @@ def local_path(text: str | os.PathLike[str], what: str) -> Path:
     written = os.fspath(text)
     if not written:
         raise ValueError(f"expected a path for {what}, got nothing; name one")
-    if written.startswith("file:///"):
-        written = written.removeprefix("file://")
+    # A Path has lost a slash: whether a host was named, it can't tell.
+    if isinstance(text, str) and (local := re.match(r"file:(//(localhost)?)?(?=/(?!/))", written)):
+        written = written[local.end() :]
     if scheme := _SCHEME.match(written):
         raise ValueError(
             f"expected a path on this machine for {what}, got {written!r}; mount what lies at {scheme[1]}:// as a folder "
             "(gcsfuse, s3fs, NFS), or copy it here"
         )
-    try:
-        return Path(written).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"expected a path for {what}, got {written!r}: {error}; write the whole path") from error
+    expanded = os.path.expanduser(written)  # Path's own takes "./~" for a home too
+    if written.startswith("~") and expanded == written:
+        raise ValueError(f"expected a path for {what}, got {written!r}, nobody's home here; write the whole path")
+    return Path(expanded)
 
 
 def optional_path(text: str | os.PathLike[str] | None, what: str) -> Path | None:

@@ -175,11 +175,21 @@ def _aligned(photograph: Photograph, face_size_px: int) -> UInt8[np.ndarray, "s 
 
 
 def _next_of_person(photographs: Sequence[Photograph]) -> list[Photograph]:
-    of_person: dict[str, list[int]] = {}
-    for index, photograph in enumerate(photographs):
-        of_person.setdefault(photograph.person, []).append(index)
-    following = {i: j for group in of_person.values() for i, j in zip(group, group[1:] + group[:1], strict=True)}
-    return [photographs[following[index]] for index in range(len(photographs))]
+    """For each photograph the same person's next one of another picture, or itself where there is none."""
+    of_person: dict[str, list[Photograph]] = {}
+    for photograph in photographs:
+        of_person.setdefault(photograph.person, []).append(photograph)
+
+    def following(group: list[Photograph], place: int) -> Photograph:
+        others = group[place + 1 :] + group[:place]
+        return next((other for other in others if other.picture != group[place].picture), group[place])
+
+    places = dict.fromkeys(of_person, -1)
+    partners = []
+    for photograph in photographs:
+        places[photograph.person] += 1
+        partners.append(following(of_person[photograph.person], places[photograph.person]))
+    return partners
 
 
 def _batched(function: Callable, pictures: list[np.ndarray], batch_size: int) -> list[np.ndarray]:

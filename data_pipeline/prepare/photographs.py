@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def read_photographs(folder: str | Path, skipped: list[Skipped] | None = None, s
             continue
         try:
             listed.append(_photograph(folder, number, entry))
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # a name that is too long, a folder that can't be searched
             file = entry.get("file")
             problems.append(Skipped(number, file if isinstance(file, str) else None, str(error)))
     return _without_bad(listed, problems, skipped, size_px)
@@ -249,6 +250,7 @@ def _photograph(folder: Path, number: int, entry: dict[str, Any]) -> Photograph:
         )
     file, mask, caption = (_text(entry, key) for key in ("file", "face_mask", "caption"))
     person = str(entry["person"]) if type(entry["person"]) is int else _text(entry, "person", "a name or whole number")
+    person = unicodedata.normalize("NFC", person.strip())  # one name in two spellings is one person
     for path in (folder / file, folder / mask):
         if not path.is_file():
             raise ValueError(f"expected the file {path}, got none; correct its name")
@@ -272,7 +274,7 @@ def _landmarks(value: Any) -> np.ndarray:
         raise ValueError("expected landmarks [[x, y], ...], got points of unequal lengths; correct it") from None
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"expected landmarks [[x, y], ...], got shape {points.shape}; correct it")
-    if points.dtype.kind not in "if":
+    if points.dtype.kind not in "if" or any(isinstance(number, bool) for point in value for number in point):
         raise ValueError(f"expected numbers as landmarks, got {json.dumps(value)[:40]}; correct it")
     check_landmarks(points.astype(np.float64))
     return points.astype(np.float64)

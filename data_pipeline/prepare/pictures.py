@@ -45,6 +45,8 @@ def read_mask(mask: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarray, "
             one class, colours, grey levels beside transparency.
     """
     levels = _single_channel(_image(mask) if isinstance(mask, Path) or mask.ndim == 3 else mask)
+    if not levels.size:
+        raise ValueError(f"expected a face mask, got an array of shape {levels.shape}; mark the head")
     low, high = float(levels.min()), float(levels.max())
     if high == 0:
         raise ValueError("expected a face mask with a face, got zeros only; mark the head")

@@ -88,6 +88,18 @@ def test_the_identity_comes_from_another_photograph_of_the_same_person():
     assert other == {"a0": own["a1"], "a1": own["a2"], "a2": own["a0"], "b0": own["b0"]}
 
 
+def test_a_picture_that_is_listed_twice_is_no_other_photograph():
+    twice = [
+        photograph("a0", "a"),
+        photograph("a0", "a"),
+        photograph("b0", "b", pixels=darker(0.5)),
+        photograph("b1", "b"),
+    ]
+    records = list(encode_records(twice, ENCODERS, {"a": 0, "b": 1}, **SIZES))
+    means = [float(record["wplus"].mean()) for record in records]
+    assert means[0] == means[1] == means[2] > means[3]
+
+
 def test_nobody_is_in_two_splits_and_others_do_not_move_when_pictures_are_added():
     photographs = [photograph(f"{person}{i}", str(person)) for person in range(20) for i in range(2)]
     splits = split_by_person(photographs, 0.1)
@@ -363,3 +375,21 @@ def test_a_picture_of_which_the_networks_make_nan_is_named_or_skipped(tmp_path):
     counts = write_photographs(tmp_path / "records", splits, failing, **SIZES, skipped=skipped)
     assert counts == {"train": 1, "validation": 1} and [each.file for each in skipped] == ["dark.png"]
     assert "dark.png" in (tmp_path / "records" / "skipped.jsonl").read_text(encoding="utf-8")
+
+
+def test_what_the_file_system_refuses_is_one_bad_photograph_of_the_list(folder):
+    with (folder / "photographs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line_with(astronaut.LANDMARKS.tolist(), file="x" * 300 + ".png") + "\n")
+        file.write(line_with([[True, 1], *astronaut.LANDMARKS.tolist()[1:]]) + "\n")
+    skipped = []
+    assert len(read_photographs(folder, skipped)) == 4
+    assert len(skipped) == 2
+    assert "too long" in skipped[0].reason and "expected numbers as landmarks" in skipped[1].reason
+
+
+def test_one_name_in_two_spellings_is_one_person(folder):
+    with (folder / "photographs.jsonl").open("a", encoding="utf-8") as file:
+        for name in ("ren\u00e9", "rene\u0301 "):
+            entry = json.loads(line_with(astronaut.LANDMARKS.tolist()))
+            file.write(json.dumps(entry | {"person": name}) + "\n")
+    assert len({photograph.person for photograph in read_photographs(folder)}) == 3

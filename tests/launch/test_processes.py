@@ -161,3 +161,16 @@ def test_two_tasks_of_a_step_find_each_other():
     ]  # fmt: skip
     outputs = [task.communicate(timeout=100) for task in tasks]
     assert [out for out, _ in outputs] == ["2 0\n", "2 1\n"], outputs
+
+
+def test_a_task_whose_share_of_processors_alone_is_bound_takes_its_own_device():
+    step = {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "1", "SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+    }  # fmt: skip
+    assert initialisation({**step, "SLURM_TRES_PER_TASK": "cpu=8"}, is_tpu_host=False)["local_device_ids"] == [1]
+    for bound in ("cpu=8,gres/gpu=1", "gres:gpu:1"):
+        assert "local_device_ids" not in initialisation({**step, "SLURM_TRES_PER_TASK": bound}, is_tpu_host=False)
+    without = {**step, "SLURM_GPUS_ON_NODE": "", "JAX_COORDINATOR_ADDRESS": ""}
+    assert initialisation(without, is_tpu_host=False)["coordinator_address"].startswith("n1:")
