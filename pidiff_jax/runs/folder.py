@@ -120,7 +120,7 @@ class Workdir:
 def _check(path: Path, config: Mapping[str, Any]) -> bool:
     stored = path / CONFIG
     if stored.is_file():
-        if found := _differences(json.loads(stored.read_text(encoding="utf-8")), config):
+        if found := _differences(read_json(stored), config):
             raise ValueError(
                 f"expected the config that {path} was started with, got other values for {', '.join(found)}; "
                 "choose another --workdir, or the same config to resume"
@@ -137,8 +137,22 @@ def _check(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _is_complete(path: Path, num_steps: int) -> bool:
     """Whether the run has ended, and is not asked for more steps than it has made."""
-    complete = path / COMPLETE
-    return complete.is_file() and json.loads(complete.read_text(encoding="utf-8"))["num_steps"] >= num_steps
+    return (path / COMPLETE).is_file() and read_json(path / COMPLETE).get("num_steps", 0) >= num_steps
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, got a damaged file ({error}); restore it, or remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path}, got a {type(content).__name__}; restore it, or remove it")
+    return content
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

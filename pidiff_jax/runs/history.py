@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,13 +59,21 @@ class HistoryHook:
 
 
 def read_history(workdir: Path) -> list[Report]:
-    """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins."""
+    """The reports of a run, those of its interrupted parts included, by step; the last report of a step wins.
+
+    Warns of lines that are damaged, and leaves them out.
+    """
     merged: dict[int, Report] = {}
     path = workdir / HISTORY
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():  # without a last line that was cut off
-        entry = json.loads(line)
-        merged.setdefault(entry["step"], {}).update(entry)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(
+        text[: text.rfind("\n") + 1].split("\n")[:-1], start=1
+    ):  # without a last line cut off
+        try:
+            entry = json.loads(line)
+            merged.setdefault(entry["step"], {}).update(entry)
+        except (ValueError, TypeError, KeyError):
+            warnings.warn(f"{path}, line {number} is damaged and left out", stacklevel=2)
     return [merged[step] for step in sorted(merged)]
 
 

@@ -1,7 +1,6 @@
 """A run opened again: its config, components and parameters at a checkpoint, to be drawn from, scored or exported."""
 
 import difflib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
 from pidiff_jax.ranges import MAX_SEED, check_count, check_number
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
-from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG
+from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG, read_json
 from pidiff_jax.runs.history import Report, read_history, seconds_spent
 from pidiff_jax.sampling.compiled import CompiledSampler
 from pidiff_jax.sampling.components import Components
@@ -196,10 +195,7 @@ def read_config(workdir: Path) -> ConfigDict:
     stored = workdir / CONFIG
     if not stored.is_file():
         raise FileNotFoundError(f"expected the folder of a run, with config.json, at {workdir}, found none; correct it")
-    try:
-        config = ConfigDict(json.loads(stored.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"expected the config of a run in {stored}, got no JSON ({error}); restore it") from error
+    config = ConfigDict(read_json(stored))
     if config.get("task") != IDENTITY:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"

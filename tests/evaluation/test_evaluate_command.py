@@ -79,7 +79,7 @@ def test_results_are_never_overwritten(portraits_run, tmp_path):
     ("config", "message"),
     [
         (None, "expected the folder of a run, with config.json"),
-        ("{", "got no JSON"),
+        ("{", "got a damaged file"),
         (json.dumps({"task": "wplus"}), "got a run of the task 'wplus'"),
     ],
 )

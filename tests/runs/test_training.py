@@ -188,6 +188,24 @@ def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(
     assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
 
 
+@pytest.mark.parametrize("name", ["config.json", "complete.json"])
+@pytest.mark.parametrize("content", ["", '{"num_st', "[]"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path, name, content):
+    train(tmp_path / "run", num_steps=2)
+    (tmp_path / "run" / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"expected .*JSON.* in .*run/{name}, got a .*; restore it, or remove it"):
+        train(tmp_path / "run", num_steps=2)
+
+
+def test_a_damaged_line_of_the_history_is_left_out_with_a_warning(tmp_path):
+    train(tmp_path / "run", max_seconds=0.0)
+    path = tmp_path / "run" / "history.jsonl"
+    path.write_bytes(b"\x00\xff\x00\n[1]\n" + path.read_bytes())
+    with pytest.warns(UserWarning, match=r"history.jsonl, line [12] is damaged and left out"):
+        train(tmp_path / "run")
+    assert (tmp_path / "run" / "complete.json").exists()
+
+
 @pytest.fixture
 def short_lease(monkeypatch):
     monkeypatch.setattr(folders, "LEASE_SECONDS", 1.5)
