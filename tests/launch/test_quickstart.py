@@ -111,7 +111,6 @@ def test_an_opened_run_takes_lists_and_says_what_it_cannot_draw(workdir):
         ((codes[0], ["a"]), {}, r"expected W\+ codes of shape \(b, \d+, \d+\), got"),
         ((codes[:, :3], ["a"]), {}, r"got \(1, 3, \d+\)"),
         ((codes, "a"), {}, "write \\['a'\\]"),
-        ((codes, [3]), {}, "expected texts, got 3"),
         ((codes, ["a"]), {"seed": -1}, "a seed"),
         ((codes, ["a"]), {"seed": 1.5}, "a seed"),
         ((codes, ["a"]), {"identity_scale": float("nan")}, "an identity_scale"),
