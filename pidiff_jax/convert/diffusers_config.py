@@ -281,6 +281,96 @@ def schedule_settings(config: Config, source: str = "scheduler/scheduler_config.
         return ScheduleSettings(**values | {"prediction_type": _PREDICTION_TYPES[values["prediction_type"]]})
 
 
+def unet_config(spec: UNetSpec, latent_size: tuple[int, int]) -> dict[str, Any]:
+    """The config of a spec's `UNet2DConditionModel`, without its identity branch; `unet_spec` reads it."""
+    down = {has: kind for kind, has in _DOWN_BLOCKS.items()}
+    up = {has: kind for kind, has in _UP_BLOCKS.items()}
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": _sample_size(latent_size),
+        "in_channels": spec.in_channels,
+        "out_channels": spec.out_channels,
+        "block_out_channels": list(spec.block_out_channels),
+        "layers_per_block": spec.layers_per_block,
+        "attention_head_dim": _for_levels(spec.num_heads),  # diffusers' name for the number of heads
+        "cross_attention_dim": spec.cross_attention_dim,
+        "use_linear_projection": spec.use_linear_projection,
+        "transformer_layers_per_block": _for_levels(spec.transformer_depth),
+        "norm_num_groups": spec.norm_num_groups,
+        "down_block_types": [down[has] for has in spec.down_attention],
+        "up_block_types": [up[has] for has in reversed(spec.down_attention)],
+    }
+
+
+def vae_config(spec: VAESpec, latent_size: tuple[int, int]) -> dict[str, Any]:
+    """The config of a spec's `AutoencoderKL`; `vae_spec` reads it."""
+    levels = len(spec.block_out_channels)
+    pixels = (latent_size[0] * spec.downsampling, latent_size[1] * spec.downsampling)
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": max(pixels),
+        "in_channels": spec.in_channels,
+        "out_channels": spec.in_channels,
+        "block_out_channels": list(spec.block_out_channels),
+        "layers_per_block": spec.layers_per_block,
+        "latent_channels": spec.latent_channels,
+        "norm_num_groups": spec.norm_num_groups,
+        "scaling_factor": spec.scaling_factor,
+        "mid_block_add_attention": spec.mid_attention,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def text_config(spec: ClipTextSpec, tokenizer: Any) -> dict[str, Any]:
+    """The config of a spec's `CLIPTextModel`; `text_spec` reads it. The tokenizer says how texts begin and end."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.width,
+        "intermediate_size": spec.mlp_width,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "max_position_embeddings": spec.max_length,
+        "hidden_act": spec.activation,
+        "projection_dim": spec.width,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def scheduler_config(settings: ScheduleSettings) -> dict[str, Any]:
+    """The config of a `DDIMScheduler`; `schedule_settings` reads it."""
+    prediction_types = {ours: theirs for theirs, ours in _PREDICTION_TYPES.items()}
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": settings.num_train_timesteps,
+        "beta_start": settings.beta_start,
+        "beta_end": settings.beta_end,
+        "beta_schedule": settings.beta_schedule,
+        "prediction_type": prediction_types[settings.prediction_type],
+        "rescale_betas_zero_snr": settings.rescale_betas_zero_snr,
+        "timestep_spacing": settings.timestep_spacing,
+        "set_alpha_to_one": settings.set_alpha_to_one,
+        "steps_offset": settings.steps_offset,
+        "clip_sample": False,
+    }
+
+
+def _sample_size(latent_size: tuple[int, int]) -> int | list[int]:
+    height, width = latent_size
+    return height if height == width else [height, width]
+
+
+def _for_levels(values: int | tuple[int, ...]) -> int | list[int]:
+    """One number where all levels have it."""
+    if isinstance(values, int) or len(set(values)) > 1:
+        return list(values) if isinstance(values, tuple) else values
+    return values[0]
+
+
 def _read(
     config: Config, class_name: str | None, defaults: Config, fixed: Config, ignored: Collection[str]
 ) -> dict[str, Any]:

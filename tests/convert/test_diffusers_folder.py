@@ -23,6 +23,7 @@ from pidiff_jax.convert.adapter import to_ip_adapter
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, tokenize, word_vocabulary, write_tokenizer
 from pidiff_jax.convert.diffusers_config import schedule_settings
 from pidiff_jax.convert.diffusers_folder import check_files, noise_schedule, open_diffusers_folder
+from pidiff_jax.convert.diffusers_writer import write_diffusers_folder
 from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.attention import IdentityAttentionSpec
 from pidiff_jax.models.clip import ClipText
@@ -163,6 +164,48 @@ def test_a_sharded_folder_gives_the_same_outputs(pipeline, opened, params):
     assert_close(mean, pipeline.vae.encode(nchw(pixels)).latent_dist.mean)
     decoded = fast_jit(lambda p, z: vae.apply(p, z, method="decode"))(own, latents)
     assert_close(decoded, pipeline.vae.decode(nchw(latents)).sample)
+
+
+def rewritten(opened, params, path: Path, **options) -> Path:
+    write_diffusers_folder(
+        path, params, unet_spec=opened.unet_spec, vae_spec=opened.vae_spec, text_spec=opened.text_spec,
+        tokenizer=opened.tokenizer, schedule=opened.schedule, latent_size=opened.latent_size, **options,
+    )  # fmt: skip
+    return path
+
+
+def test_a_folder_written_here_is_read_again_as_it_was_here_and_by_diffusers(opened, params, pipeline, tmp_path):
+    path = rewritten(opened, params, tmp_path / "new" / "folder")
+    again = open_diffusers_folder(path)
+    for name in ("unet_spec", "vae_spec", "text_spec", "schedule", "latent_size"):
+        assert getattr(again, name) == getattr(opened, name), name
+    assert again.tokenizer.get_vocab() == opened.tokenizer.get_vocab()
+    loaded, expected = flatten(again.load()), flatten(params)
+    assert loaded.keys() == expected.keys()
+    assert all(np.array_equal(loaded[name], value) for name, value in expected.items())
+    theirs = StableDiffusionPipeline.from_pretrained(path, local_files_only=True)
+    for part in ("unet", "vae", "text_encoder"):
+        tensors, wanted = getattr(theirs, part).state_dict(), getattr(pipeline, part).state_dict()
+        assert tensors.keys() == wanted.keys()
+        assert all(torch.equal(tensors[name], value) for name, value in wanted.items()), part
+    torch.testing.assert_close(theirs.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
+    assert theirs.tokenizer(CAPTIONS).input_ids == pipeline.tokenizer(CAPTIONS).input_ids
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_is_written_in_half_precision_without_the_identity_and_over_nothing(opened, params, tmp_path):
+    identity = {**params, "unet": random_params(unet_shapes(with_branch(opened)))}
+    named = dataclasses.replace(opened, unet_spec=with_branch(opened))
+    path = rewritten(named, identity, tmp_path / "folder", dtype=np.float16)
+    assert open_diffusers_folder(path).load(None)["unet"].keys() == params["unet"].keys()
+    assert {x.dtype for x in flatten(open_diffusers_folder(path).load(None)).values()} == {np.dtype(np.float16)}
+    before = sorted(path.rglob("*"))
+    with pytest.raises(FileExistsError, match="expected nothing at .*folder"):
+        rewritten(opened, params, path)
+    assert sorted(path.rglob("*")) == before
+    with pytest.raises(ValueError, match="conv_in"):
+        rewritten(opened, {**params, "unet": {}}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_components_have_the_schedule_of_the_folder(pipeline, opened):
