@@ -21,7 +21,7 @@ def base_config(world: str, task: str) -> ConfigDict:
     config.validate_every_steps = 500
     config.checkpoint_every_steps = 500
     config.num_checkpoints = 2  # the latest are kept
-    config.max_seconds = placeholder(float)  # stop, save and score after so long; None: never
+    config.max_seconds = placeholder(float)  # stop, decayed, save and score after so long; None: never
     config.num_workers = 0  # processes that read data; 0: threads of the training process
     config.profile_steps = placeholder(tuple)  # first and last update that the profiler watches; None: none
     return config

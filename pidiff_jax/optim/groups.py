@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import optax
+from jax.typing import ArrayLike
 from optax import contrib
 
 from pidiff_jax.optim.rules import FROZEN
-from pidiff_jax.optim.schedules import make_schedule
+from pidiff_jax.optim.schedules import Schedule, make_schedule
 from pidiff_jax.paths import Tree, flatten, listing, unflatten
 from pidiff_jax.ranges import check_count, check_number
 
@@ -56,15 +58,25 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class GroupedOptimizer:
-    """An optax transformation (`init`, `update`) that also says which groups it trains, and at which rates.
+    """An optax transformation of the trainable tree that also says which groups it trains, and at which rates.
 
-    groups mirrors the trainable tree with the group name of every leaf; schedules maps a group's name to step -> rate.
+    groups mirrors the trainable tree with the group name of every leaf; schedules has one for each group's name.
+    transformation: schedules by name -> what optax makes of them.
     """
 
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
     groups: dict[str, Any]
-    schedules: dict[str, optax.Schedule]
+    schedules: dict[str, Schedule]
+    transformation: Callable[[Mapping[str, optax.Schedule]], optax.GradientTransformation]
+
+    def init(self, trainable: Any) -> Any:
+        """The optimizer's state before the first update."""
+        return self.transformation(self.schedules).init(trainable)
+
+    def update(self, gradients: Any, state: Any, trainable: Any, due_step: ArrayLike = 0.0) -> tuple[Any, Any]:
+        """Returns what to add to `trainable`, and the next state; `due_step` is that of `Schedule`."""
+        # Made anew with every call, so that optax's own optimizers, which know steps alone, have rates of this update.
+        due = {name: partial(schedule, due_step=due_step) for name, schedule in self.schedules.items()}
+        return self.transformation(due).update(gradients, state, trainable)
 
 
 def make_optimizer(
@@ -93,14 +105,17 @@ def make_optimizer(
             f"the difference is {listing(sorted(names ^ set(specs)))}"
         )
     schedules = {name: schedule_of(spec, num_steps) for name, spec in specs.items()}
-    transforms = {name: _TRANSFORMS[spec.optimizer](spec, schedules[name]) for name, spec in specs.items()}
     tree = unflatten(labels)
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    chained = optax.chain(*clip, optax.partition(transforms, tree))
-    return GroupedOptimizer(chained.init, chained.update, tree, schedules)
+
+    def transformation(rates: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:
+        transforms = {name: _TRANSFORMS[spec.optimizer](spec, rates[name]) for name, spec in specs.items()}
+        return optax.chain(*clip, optax.partition(transforms, tree))
+
+    return GroupedOptimizer(tree, schedules, transformation)
 
 
-def schedule_of(spec: GroupSpec, num_steps: int) -> optax.Schedule:
+def schedule_of(spec: GroupSpec, num_steps: int) -> Schedule:
     """The learning rate of a group over the steps of a run; see `schedules.make_schedule`."""
     return make_schedule(
         spec.schedule,

@@ -1,9 +1,24 @@
 """Learning-rate schedules: a linear warmup, a plateau, and a decay over the last part of the run."""
 
+from typing import Protocol, runtime_checkable
+
 import jax.numpy as jnp
-import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 SCHEDULES = ("constant", "linear", "cosine")
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """The learning rate of a group over a run."""
+
+    def __call__(self, step: ArrayLike, due_step: ArrayLike = 0.0) -> Float[Array, ""]:
+        """The rate of the update after `step` finished ones.
+
+        due_step: the step whose decay is due by the clock, where that is later than `step`; a fraction of a step counts.
+            The warmup is by steps alone: it is there for the optimizer's moments, which know updates and no seconds.
+        """
 
 
 def make_schedule(
@@ -14,8 +29,8 @@ def make_schedule(
     warmup_steps: int = 0,
     decay_fraction: float = 1.0,
     end_factor: float = 0.0,
-) -> optax.Schedule:
-    """Returns step -> learning rate.
+) -> Schedule:
+    """Returns the learning rate as a function of the step.
 
     Args:
         name: "constant", or the shape of the decay, "linear" or "cosine".
@@ -37,11 +52,11 @@ def make_schedule(
     decay_start = max(warmup_steps, round(num_steps * (1 - decay_fraction)))
     decay_steps = max(num_steps - decay_start, 1)
 
-    def schedule(step):
+    def schedule(step: ArrayLike, due_step: ArrayLike = 0.0) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
         rate = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
         if name != "constant":
-            progress = jnp.clip((step - decay_start) / decay_steps, 0.0, 1.0)
+            progress = jnp.clip((jnp.maximum(step, due_step) - decay_start) / decay_steps, 0.0, 1.0)
             falling = 1 - progress if name == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
             rate = rate * (end_factor + (1 - end_factor) * falling)
         return peak * rate

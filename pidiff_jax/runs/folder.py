@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 
 CONFIG, COMPLETE, CHECKPOINTS, EVENTS = "config.json", "complete.json", "checkpoints", "tensorboard"
-# Keys that may change between the parts of an interrupted run, because they do not change what is computed: how long and
-# how often, on which devices, what is drawn, and where files lie (base weights are compared by content). Beside them num_steps
-# may be raised, also when the run has ended: from its last checkpoint on, schedules are those of the longer run.
+# Keys that may change between the parts of an interrupted run, because they do not change what is computed: how often, on
+# which devices, what is drawn, and where files lie (base weights are compared by content). Beside them how long it takes: each
+# part has its own max_seconds to decay in, and num_steps may be raised, also when the run has ended: from its last checkpoint
+# on, schedules are those of the longer run.
 FREE_KEYS = re.compile(
     r"(log|validate|checkpoint)_every_steps|num_checkpoints|max_seconds|num_workers|profile_steps|mesh\..*|sampling\..*|"
     r"evaluation\..*|base\.(path|variant)|data\.(path|cache)"

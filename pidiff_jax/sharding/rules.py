@@ -1,6 +1,7 @@
 """Where arrays lie on the mesh: logical axis names of parameters -> mesh axes; batches over `data` and `fsdp`."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,6 +115,24 @@ def batch_structs(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDt
         )
         for name, x in batch.items()
     }
+
+
+def from_first_process(number: float, mesh: Mesh) -> jax.Array:
+    """Makes a float32 scalar on all devices of what process 0 gives, at least 0; other processes' numbers don't count.
+
+    No process waits for another: several let their devices agree.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(np.float32(number), replicated(mesh))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    own = np.full(1, number if jax.process_index() == 0 else 0.0, np.float32)
+    with jax.transfer_guard_host_to_device("allow"):  # as in `shard_batch`
+        return _largest(mesh)(jax.make_array_from_callback((mesh.size,), sharding, lambda _: own))
+
+
+@functools.cache
+def _largest(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jax.numpy.max, out_shardings=replicated(mesh))
 
 
 def place(tree: Any, shardings: Any, dtype: Any = None) -> Any:

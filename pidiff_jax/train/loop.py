@@ -1,12 +1,10 @@
 """The training loop: it only puts together what others do. Batches in, hooks called, checkpoints out."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from data_pipeline.loader import make_loader
@@ -14,9 +12,9 @@ from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.sharding.rules import place, shard_batch, shardings_of
 from pidiff_jax.train.experiment import Weights
 from pidiff_jax.train.plan import Plan
-from pidiff_jax.train.settings import LoopSettings
 from pidiff_jax.train.state import init_state
 from pidiff_jax.train.termination import postponed
+from pidiff_jax.train.time_limit import TimeLimit
 
 
 class TrainingRun:
@@ -107,11 +105,12 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
     train_step = run.plan.compile_step(run.train_source[0])  # before the loop, so that a mistake shows at once
     with _progress_bar(settings.num_steps, step) as bar:
         batch: dict[str, Any] | None = _next_batch(run)
+        limit = TimeLimit(settings, started, step, run.mesh)  # now: what comes before has no part in the schedule
         is_last = False
         while not is_last:
             # An array that wanders by itself would make every step wait; a signal in here would lose the donated state.
             with jax.transfer_guard("disallow"), postponed():
-                run.state, metrics = train_step(run.state, run.frozen, batch)
+                run.state, metrics = train_step(run.state, run.frozen, batch, limit.due_step())
                 step += 1
                 run.data_state = run.loader.get_state()
                 batch = _next_batch(run) if step < settings.num_steps else None
@@ -120,7 +119,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
             # Also before a checkpoint, so that none is written of a run that has diverged.
             cadences = (settings.log_every_steps, settings.checkpoint_every_steps)
             report = any(step % every == 0 for every in cadences)
-            is_last = step == settings.num_steps or _out_of_time(settings, started, report)
+            is_last = step == settings.num_steps or limit.is_over(report)
             last = _on_host(metrics) if report or is_last else None
             if last is not None:
                 _check_finite(last, step)
@@ -140,16 +139,6 @@ def _on_host(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
 def _progress_bar(total: int, initial: int) -> tqdm:
     quiet = jax.process_index() != 0
     return tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, smoothing=0.1, disable=quiet)
-
-
-def _out_of_time(settings: LoopSettings, started: float, report: bool) -> bool:
-    """Whether `max_seconds` are over. Several processes stop together: they ask process 0, at reports only."""
-    if settings.max_seconds is None:
-        return False
-    over = time.perf_counter() - started > settings.max_seconds
-    if jax.process_count() == 1:
-        return over
-    return report and bool(multihost_utils.broadcast_one_to_all(np.bool_(over)))
 
 
 def _check_finite(metrics: Mapping[str, float], step: int) -> None:

@@ -41,7 +41,7 @@ class Plan:
     frozen: Any
 
     def compile_step(self, record: Record | None = None) -> jax.stages.Compiled:
-        """Compiles the training step, (state, frozen, batch) -> (state, metrics); see `make_train_step`.
+        """Compiles the training step, (state, frozen, batch, due_step) -> (state, metrics); see `make_train_step`.
 
         record: arrays or structs of one record, where the data differ from `experiment.record`.
 

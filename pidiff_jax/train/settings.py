@@ -16,7 +16,8 @@ class LoopSettings:
 
     mesh: axis -> size, see `sharding.mesh.make_mesh`.
     num_checkpoints: how many of the latest checkpoints are kept.
-    max_seconds: stop and save after this much wall-clock time of this process, compilation included; None never.
+    max_seconds: stop and save after this much wall-clock time of this process, compilation included, with learning rates
+        that have decayed by then; None never.
     num_workers: processes that read data; 0 reads in threads of the training process.
     profile_steps: (first, last) update that the profiler watches, counted from 1; None watches none.
 

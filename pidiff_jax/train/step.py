@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pidiff_jax.losses.reduce import reduce_losses
@@ -22,7 +23,7 @@ Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
 # (params, batch, key, train) -> ({name: per-example values (b,)}, {name: scalar or per-example values}).
 LossFn = Callable[..., tuple[dict[str, Float[Array, " b"]], dict[str, Array]]]
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]  # (state, frozen, batch, due_step)
 
 
 def make_train_step(
@@ -34,7 +35,7 @@ def make_train_step(
     seed: int,
     accumulate_steps: int = 1,
 ) -> TrainStep:
-    """Returns a pure function (state, frozen, batch) -> (state, metrics).
+    """Returns a pure function (state, frozen, batch, due_step=0.0) -> (state, metrics).
 
     Args:
         loss_fn: called as `loss_fn(params, batch, key, train=True)` with the merged parameters. It returns per-example
@@ -45,8 +46,8 @@ def make_train_step(
         seed: every random number of step s comes from `fold_in(key(seed), s)`.
         accumulate_steps: the batch is worked through in this many equal parts, to save memory.
 
-    The metrics are scalars: `loss`, `loss/<name>`, `grad_norm/<group>` (before clipping), `param_norm/<group>`,
-    `learning_rate/<group>`, and those of `loss_fn`.
+    `due_step` is a scalar for the learning rates, see `optim.schedules.Schedule`. The metrics are scalars: `loss`,
+    `loss/<name>`, `grad_norm/<group>` (before clipping), `param_norm/<group>`, `learning_rate/<group>`, and those of `loss_fn`.
     """
 
     def loss_and_gradients(trainable: Any, frozen: Any, batch: Batch, key: PRNGKeyArray) -> tuple[Metrics, Any]:
@@ -57,7 +58,9 @@ def make_train_step(
         gradients, metrics = jax.grad(total, has_aux=True)(trainable)
         return metrics, gradients
 
-    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, frozen: Any, batch: Batch, due_step: ArrayLike = 0.0
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate_steps == 1:
             metrics, gradients = loss_and_gradients(state.trainable, frozen, batch, key)
@@ -68,11 +71,11 @@ def make_train_step(
                 return loss_and_gradients(state.trainable, frozen, examples, jax.random.fold_in(key, index))
 
             metrics, gradients = _mean_over_parts(one_part, batch, accumulate_steps)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable, due_step)
         trainable = optax.apply_updates(state.trainable, updates)
         ema = None if ema_decay is None else update_ema(state.ema, trainable, decay_at(ema_decay, state.step))
         metrics |= _norms("grad_norm", gradients, optimizer.groups) | _norms("param_norm", trainable, optimizer.groups)
-        metrics |= {f"learning_rate/{name}": rate(state.step) for name, rate in optimizer.schedules.items()}
+        metrics |= {f"learning_rate/{name}": rate(state.step, due_step) for name, rate in optimizer.schedules.items()}
         return TrainState(state.step + 1, trainable, opt_state, ema), metrics
 
     return train_step
@@ -95,6 +98,8 @@ def compile_train_step(
 ) -> jax.stages.Compiled:
     """Compiles `train_step` ahead of time; the state is donated and comes back with the same shardings.
 
+    The compiled step wants all four arguments; `due_step` is a float32 scalar on the mesh.
+
     Args:
         train_step: from `make_train_step`.
         state, frozen: arrays, or shape structs with shardings, that lie on `mesh`.
@@ -104,9 +109,10 @@ def compile_train_step(
     """
     structs, frozen_structs = _structs(state, mesh), _structs(frozen, mesh)
     out_shardings = (jax.tree.map(lambda x: x.sharding, structs), replicated(mesh))
+    due_step = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        return jitted.lower(structs, frozen_structs, batch_structs(batch, mesh)).compile()
+        return jitted.lower(structs, frozen_structs, batch_structs(batch, mesh), due_step).compile()
 
 
 def compile_evaluate_losses(

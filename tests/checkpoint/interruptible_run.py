@@ -14,7 +14,7 @@ import numpy as np
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.sharding.rules import from_first_process, shard_batch
 from pidiff_jax.train.step import compile_train_step, make_train_step
 from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, start
 
@@ -25,6 +25,7 @@ def main(directory: str, num_steps: int, num_devices: int, dies_at: int, when: s
     state, frozen, optimizer = start(mesh)
     train_step = make_train_step(loss_fn, optimizer, loss_weights=LOSS_WEIGHTS, ema_decay=0.9, seed=3)
     step = compile_train_step(train_step, state, frozen, make_batch(0), mesh)
+    due_step = from_first_process(0.0, mesh)
     frozen_prints = {"base": fingerprint(frozen)}
     with CheckpointManager(directory, config={}, frozen=frozen_prints, save_every_steps=2) as checkpoints:
         position = 0
@@ -32,14 +33,14 @@ def main(directory: str, num_steps: int, num_devices: int, dies_at: int, when: s
             state, position = restored.state, int(restored.data_state)
             print("resumed", restored.step, flush=True)
         for finished in range(int(state.step) + 1, num_steps + 1):
-            state, _ = step(state, frozen, shard_batch(make_batch(position), mesh))
+            state, _ = step(state, frozen, shard_batch(make_batch(position), mesh), due_step)
             position += 3  # not the step: the position must come from the checkpoint
             if checkpoints.should_save(finished):
                 checkpoints.save(state, str(position).encode())
                 if finished == dies_at:
                     if when == "late":
                         checkpoints.wait()
-                        step(state, frozen, shard_batch(make_batch(position), mesh))
+                        step(state, frozen, shard_batch(make_batch(position), mesh), due_step)
                     os.kill(os.getpid(), signal.SIGKILL)
     leaves = jax.tree_util.tree_leaves_with_path((state.trainable, state.ema, state.opt_state))
     np.savez(output, **{jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves})

@@ -77,6 +77,23 @@ def test_groups_may_use_different_optimizers():
     np.testing.assert_array_equal(decay_only["a"]["bias"], 0.0)
 
 
+def test_the_decay_that_is_due_reaches_every_group_with_its_own_schedule():
+    specs = {
+        "slow": GroupSpec(1e-3, optimizer="muon", schedule="linear"),
+        "fast": GroupSpec(1e-1, schedule="linear", end_factor=0.2),
+    }
+    optimizer = make_optimizer(GROUPS, specs, 10)
+    trainable, _ = split(PARAMS, GROUPS)
+    gradients, state = jax.tree.map(jnp.ones_like, trainable), optimizer.init(trainable)
+    update = jax.jit(lambda due_step: optimizer.update(gradients, state, trainable, due_step)[0])
+    whole, half, ended = update(0.0), update(5.0), update(10.0)
+    for group, parts in (("a", (0.5, 0.0)), ("b", (0.6, 0.2))):  # Muon's matrix and its bias, AdamW's matrix
+        for found, part in zip((half, ended), parts, strict=True):
+            jax.tree.map(
+                lambda x, y, p=part: np.testing.assert_allclose(x, p * y, rtol=1e-5), found[group], whole[group]
+            )
+
+
 def test_an_unknown_optimizer_is_an_error():
     with pytest.raises(ValueError, match=r"expected an optimizer of \['adamw', 'muon'\], got 'sgd'"):
         GroupSpec(1e-3, optimizer="sgd")

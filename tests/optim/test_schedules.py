@@ -21,6 +21,18 @@ def test_cosine_decay_ends_at_the_end_factor():
     np.testing.assert_allclose([schedule(s) for s in (20, 60, 100)], [2.0, 1.1, 0.2], rtol=1e-5)
 
 
+def test_the_decay_is_where_the_clock_wants_it_and_never_behind_the_steps():
+    schedule = make_schedule("linear", 1.0, num_steps=10, decay_fraction=0.4)
+    due = [schedule(4, due_step) for due_step in (0.0, 3.0, 7.0, 8.5, 10.0)]
+    np.testing.assert_allclose(due, [1, 1, 0.75, 0.375, 0], atol=1e-6)
+    assert schedule(9, 2.0) == schedule(9)
+
+
+def test_the_clock_does_not_shorten_the_warmup():
+    schedule = make_schedule("linear", 1.0, num_steps=10, warmup_steps=4)
+    np.testing.assert_allclose([schedule(0, 7.0), schedule(3, 7.0)], [0.25 * 0.5, 0.5], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

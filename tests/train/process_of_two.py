@@ -10,17 +10,18 @@ from pathlib import Path
 import jax
 
 from pidiff_jax.runs.training import train_run
-from tests.train.tiny_training import TWO_PROCESSES, build_tiny, make_config
+from pidiff_jax.train import time_limit
+from tests.train.tiny_training import OVER_AT_STEP_3, TWO_PROCESSES, build_tiny, made_up_clock, make_config
 
 
 def main(port: int, index: int, directory: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
-    workdir, now = directory / "two", time.perf_counter()
-    # Only the clock of process 0 says that the time is over; both have to stop, or they wait for each other for ever.
-    begun = now - 1000.0 * (index == 0)
-    train_run(make_config(**TWO_PROCESSES, max_seconds=500.0), workdir, started=begun, build=build_tiny())
-    train_run(make_config(**TWO_PROCESSES), workdir, started=now, build=build_tiny())
+    workdir, begun = directory / "two", time.perf_counter()
+    # Only the clock of process 0 says that time passes: rates decay in both, and both have to stop, or one waits for ever.
+    time_limit.perf_counter = made_up_clock() if index == 0 else lambda: 0.0
+    train_run(make_config(**TWO_PROCESSES, max_seconds=OVER_AT_STEP_3), workdir, started=0.0, build=build_tiny())
+    train_run(make_config(**TWO_PROCESSES), workdir, started=begun, build=build_tiny())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig
 
 from pidiff_jax.convert.clip_tokenizer import word_vocabulary, write_tokenizer
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.sharding.rules import from_first_process, shard_batch
 from pidiff_jax.train.build import loop_settings
 from pidiff_jax.train.loop import TrainingRun
 from pidiff_jax.train.plan import make_plan
@@ -67,7 +67,8 @@ def test_arrays_are_placed_just_as_it_was_planned(plan):
 def test_the_step_that_it_compiles_takes_what_is_placed(plan):
     run = TrainingRun(plan, plan.experiment.load())
     step = plan.compile_step()
-    state, metrics = step(run.state, run.frozen, shard_batch(make_batch(0), plan.mesh))
+    batch, due_step = shard_batch(make_batch(0), plan.mesh), from_first_process(0.0, plan.mesh)
+    state, metrics = step(run.state, run.frozen, batch, due_step)
     assert int(state.step) == 1 and np.isfinite(float(metrics["loss"]))
 
 

@@ -15,9 +15,19 @@ import pytest
 from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.runs.training import train_run
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.sharding.rules import from_first_process, shard_batch
+from pidiff_jax.train import time_limit
 from pidiff_jax.train.step import compile_train_step, make_train_step
-from tests.train.tiny_training import LOSS_WEIGHTS, build_tiny, loss_fn, make_batch, make_config, start
+from tests.train.tiny_training import (
+    LOSS_WEIGHTS,
+    OVER_AT_STEP_3,
+    build_tiny,
+    loss_fn,
+    made_up_clock,
+    make_batch,
+    make_config,
+    start,
+)
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 4
@@ -31,7 +41,7 @@ def train(mesh, accumulate_steps=1):
     )
     compiled = compile_train_step(step, state, frozen, make_batch(0), mesh)
     for index in range(NUM_STEPS):
-        state, metrics = compiled(state, frozen, shard_batch(make_batch(index), mesh))
+        state, metrics = compiled(state, frozen, shard_batch(make_batch(index), mesh), from_first_process(0.0, mesh))
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
     return jax.tree.map(np.asarray, (state.trainable, state.ema, metrics))
 
@@ -70,7 +80,7 @@ def test_moments_and_averages_lie_where_their_parameter_lies():
         assert all(x.sharding == kernel.sharding for x in same_shape)
 
 
-def test_two_processes_train_stop_and_resume_as_one(tmp_path):
+def test_two_processes_train_stop_and_resume_as_one(tmp_path, monkeypatch):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -103,6 +113,8 @@ def test_two_processes_train_stop_and_resume_as_one(tmp_path):
     ]
     assert steps == sorted(steps) and {3, 4, 6, 8, 9, 12} <= set(steps)
 
+    monkeypatch.setattr(time_limit, "perf_counter", made_up_clock())
+    train_run(make_config(max_seconds=OVER_AT_STEP_3), tmp_path / "one", started=0.0, build=build_tiny())
     train_run(make_config(), tmp_path / "one", started=time.perf_counter(), build=build_tiny())
     one, two = (load_parameters(tmp_path / name / "checkpoints")[0] for name in ("one", "two"))
     assert_close(two, one)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import shard_batch
+from pidiff_jax.sharding.rules import from_first_process, shard_batch
 from pidiff_jax.train.state import init_state
 from pidiff_jax.train.step import compile_evaluate_losses, compile_train_step, evaluate_losses, make_train_step
 from tests.train.tiny_training import LOSS_WEIGHTS, loss_fn, make_batch, start
@@ -31,7 +31,7 @@ def test_frozen_parameters_keep_every_bit_and_trainable_ones_move(mesh):
     before = jax.tree.map(np.array, state.trainable)
     step = compile_train_step(make(optimizer), state, frozen, make_batch(0), mesh)
     for index in range(3):
-        state, _ = step(state, frozen, shard_batch(make_batch(index), mesh))
+        state, _ = step(state, frozen, shard_batch(make_batch(index), mesh), from_first_process(0.0, mesh))
     assert int(state.step) == 3
     jax.tree.map(np.testing.assert_array_equal, bits(frozen), frozen_before)
     assert jax.tree.all(jax.tree.map(lambda a, b: not np.array_equal(a, b), state.trainable, before))
@@ -48,7 +48,7 @@ def test_the_state_is_donated_and_nothing_else(mesh):
     state, frozen, optimizer = start(mesh)
     batch = shard_batch(make_batch(0), mesh)
     step = compile_train_step(make(optimizer), state, frozen, batch, mesh)
-    after, metrics = step(state, frozen, batch)
+    after, metrics = step(state, frozen, batch, from_first_process(0.0, mesh))
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     assert not any(x.is_deleted() for x in jax.tree.leaves((frozen, batch, after, metrics)))
 
