@@ -13,7 +13,7 @@ from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.metrics_file import SCORES, write_metrics
 from pidiff_jax.evaluation.report.charts import line_chart
 from pidiff_jax.evaluation.report.page import chart_groups, detail_meaning, scores_text, write_report
-from pidiff_jax.evaluation.report.pictures import draw_samples, heat_overlay, png_bytes, save_png
+from pidiff_jax.evaluation.report.pictures import draw_samples, png_bytes, save_png
 from tests.evaluation import tiny_evaluation as tiny
 
 FACTS = {
@@ -177,12 +177,34 @@ def test_samples_have_a_row_per_person_and_their_pictures(evaluation):
     assert png_bytes(picture).startswith(b"\x89PNG")
 
 
-def test_heat_is_brightest_where_attention_is():
-    attention = np.zeros((4, 4), np.float32)
-    attention[0, 0] = 5.0
-    heat = heat_overlay(np.full((16, 16, 3), 0.5, np.float32), attention).sum(-1)
-    assert heat[1, 1] == pytest.approx(heat.max(), rel=0.05) and heat[-1, -1] == pytest.approx(heat.min(), rel=0.05)
-    assert np.isfinite(heat_overlay(np.zeros((16, 16, 3), np.float32), np.zeros((4, 4), np.float32))).all()
+GREY = np.full((2, 64, 64, 3), 0.5, np.float32)
+
+
+def test_heat_is_brightest_where_attention_is_and_has_one_scale_for_all_maps():
+    attention = np.full((2, 8, 8), 1.0, np.float32)
+    attention[0, :4, :4], attention[1, :4, :4] = 40.0, 4.0
+    heat, top = heat_maps(GREY, attention)
+    brightness = heat.sum(-1)
+    assert brightness[0, 8, 8] == pytest.approx(brightness.max(), rel=0.05)
+    assert brightness[1, 8, 8] < brightness[0, 8, 8] - 0.3
+    assert top == pytest.approx(40.0 / attention[0].mean(), rel=0.05)  # of attention that is spread evenly
+    np.testing.assert_allclose(colour_bar(1, 64)[0, -1], heat[0, 8, 8], atol=0.05)
+
+
+def test_heat_has_no_squares_of_a_coarse_map():
+    attention = np.kron(np.eye(4, dtype=np.float32), np.ones((4, 4), np.float32))[None]
+    heat, _ = heat_maps(GREY[:1], attention)
+    assert np.abs(np.diff(heat, axis=1)).max() < 0.2 < np.ptp(heat)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_no_attention_leaves_the_picture_in_grey_and_even_attention_is_no_peak(value):
+    pixels = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
+    heat, top = heat_maps(pixels, np.full((1, 4, 4), value, np.float32))
+    assert top == 2.0
+    expected = np.repeat(pixels.mean(-1, keepdims=True), 3, -1)
+    assert np.allclose(heat, expected, atol=1e-6) == (value == 0.0)
+    assert heat.mean() < colour_bar(1, 16)[0, -1].mean() - 0.2
 
 
 @pytest.mark.parametrize(

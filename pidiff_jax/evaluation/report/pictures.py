@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
+from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
 from pidiff_jax.locations import local_path
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -17,8 +18,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
 _MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
 _TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
-# Dark violet over red to light yellow: readable in grey and by colour-blind people.
-_HEAT = np.array([(12, 8, 38), (88, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float32) / 255.0
+_BAR_HEIGHT, _NUM_LEGEND_LINES = 10, 3
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,26 @@ class SamplesGrid:
 
 
 def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, "h w 3"]:
-    """Draws one row per person: reference, samples with identity, the same without it, and the attention overlaid.
+    """Draws one row per person: reference, samples with identity, the same without it, and the attention (`heat_maps`).
 
     cell_px: side of one picture; 64 px pictures are enlarged to it, large ones reduced.
     """
     num_prompts = len(grid.prompts)
     left = _column_positions(num_prompts, cell_px)
     prompt_lines = [_wrap(text, _font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
-    top = _MARGIN + _TITLE_SIZE + 16 + max(map(len, prompt_lines)) * (_PROMPT_SIZE + 4) + 10
+    heat, strongest = heat_maps(
+        np.stack([_enlarged(p, cell_px) for p in grid.with_identity[:, 0]]), grid.attention[:, 0]
+    )
+    top = _MARGIN + _TITLE_SIZE + 16 + max(_NUM_LEGEND_LINES, *map(len, prompt_lines)) * (_PROMPT_SIZE + 4) + 10
     row_height = cell_px + _CAPTION_HEIGHT
     size = (left[-1] + cell_px + _MARGIN, top + len(grid.references) * row_height + _MARGIN - 8)
     canvas = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     _draw_header(draw, left, cell_px, prompt_lines)
+    _draw_legend(canvas, (left[-1], top), cell_px, strongest)
     for row, reference in enumerate(grid.references):
         y = top + row * row_height
-        heat = heat_overlay(grid.with_identity[row, 0], grid.attention[row, 0])
-        cells = [reference, *grid.with_identity[row], *grid.without_identity[row], heat]
+        cells = [reference, *grid.with_identity[row], *grid.without_identity[row], heat[row]]
         captions = [f"person {row + 1}", *_captions(grid, row), ""]
         for x, cell, caption in zip(left, cells, captions, strict=True):
             canvas.paste(_resized(cell, cell_px), (x, y))
@@ -69,18 +72,6 @@ def _captions(grid: SamplesGrid, row: int) -> list[str]:
         for q in range(len(grid.prompts)):
             captions.append("" if similarity is None else f"similarity {similarity[row, q]:.2f}")
     return captions
-
-
-def heat_overlay(
-    pixels: Float[np.ndarray, "h w 3"], attention: Float[np.ndarray, "_h _w"]
-) -> Float[np.ndarray, "h w 3"]:
-    """Lays an attention map, scaled to its own maximum, over the greyed picture."""
-    h, w = pixels.shape[:2]
-    strength = np.asarray(attention, np.float32) / max(float(attention.max()), 1e-12)
-    strength = np.asarray(Image.fromarray(strength).resize((w, h), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
-    heat = np.stack([np.interp(strength, np.linspace(0, 1, len(_HEAT)), _HEAT[:, c]) for c in range(3)], -1)
-    grey = pixels.mean(-1, keepdims=True)
-    return (0.45 * grey + 0.55 * heat).astype(np.float32)
 
 
 def png_bytes(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -139,6 +130,19 @@ def _draw_header(draw: ImageDraw.ImageDraw, left: list[int], cell_px: int, promp
         for number, line in enumerate(lines):
             position = (x + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
             draw.text(position, line, _FAINT, _font(_PROMPT_SIZE), anchor="mt")
+
+
+def _draw_legend(canvas: Image.Image, corner: tuple[int, int], cell_px: int, strongest: float) -> None:
+    """The colours of the attention and what they mean, above the column whose upper left corner is given."""
+    draw, (x, y) = ImageDraw.Draw(canvas), corner
+    text_y, bar_y = y - _PROMPT_SIZE - 10, y - _PROMPT_SIZE - 14 - _BAR_HEIGHT
+    canvas.paste(Image.fromarray(_bytes(colour_bar(_BAR_HEIGHT, cell_px))), (x, bar_y))
+    draw.text((x, text_y), "none", _FAINT, _font(_PROMPT_SIZE))
+    draw.text((x + cell_px, text_y), f"{strongest:.0f} x the mean", _FAINT, _font(_PROMPT_SIZE), anchor="ra")
+
+
+def _enlarged(pixels: np.ndarray, cell_px: int) -> Float[np.ndarray, "h w 3"]:
+    return np.asarray(_resized(pixels, cell_px), np.float32) / 255.0
 
 
 def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
