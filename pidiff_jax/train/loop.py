@@ -105,7 +105,7 @@ def train(run: TrainingRun, hooks: Sequence[Hook], started: float) -> None:
     train_step = run.plan.compile_step(run.train_source[0])  # before the loop, so that a mistake shows at once
     with _progress_bar(settings.num_steps, step) as bar:
         batch: dict[str, Any] | None = _next_batch(run)
-        limit = TimeLimit(settings, started, step, run.mesh)  # now: what comes before has no part in the schedule
+        limit = TimeLimit(settings, started, step, run.mesh)
         is_last = False
         while not is_last:
             # An array that wanders by itself would make every step wait; a signal in here would lose the donated state.

@@ -24,19 +24,23 @@ class TimeLimit:
     def __init__(self, settings: LoopSettings, started: float, first_step: int, mesh: Mesh):
         self.max_seconds, self.num_steps = settings.max_seconds, settings.num_steps
         self.started, self.first_step, self.mesh = started, first_step, mesh
-        self.begun = self._seconds()
+        self.begun: float | None = None  # seconds at the first update
         self.no_step_due = from_first_process(0.0, mesh)
 
     def due_step(self) -> jax.Array:
         """The step whose decay is due by now, a float32 scalar on the mesh, for `optim.schedules.Schedule`; 0 without a limit.
 
-        It goes evenly from `first_step` to `num_steps` while the time goes from the first update to the limit. So a run
-        that is even and fast enough is never behind it, and is the same as without a limit, however long it took to start.
+        Asked before every update; it goes evenly from `first_step` to `num_steps` while the time goes from the first
+        update to the limit. So a run that is even and fast enough is never behind it, and is the same as without a limit,
+        however long it took to start.
         """
         if self.max_seconds is None:
             return self.no_step_due
-        left = max(self.max_seconds - self.begun, 1e-9)  # where none is left, one update is made before the end shows
-        passed = min((self._seconds() - self.begun) / left, 1.0)
+        seconds = self._seconds()
+        if self.begun is None:
+            self.begun = seconds
+        left = max(self.max_seconds - self.begun, 1e-9)  # where none is, the first update is made all the same
+        passed = min((seconds - self.begun) / left, 1.0)
         return from_first_process(self.first_step + (self.num_steps - self.first_step) * passed, self.mesh)
 
     def is_over(self, report: bool) -> bool:

@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_has_its_time_anew_and_decays_from_where_it_stopped(t
 
 @pytest.fixture
 def limit(monkeypatch):
-    """The limit of 100 s of a run of twelve steps that resumes at step 4 after 20 s, and a function that sets its clock."""
+    """The limit of 100 s of a run of twelve steps that goes on from step 4 after 20 s, and a function that sets its clock."""
     now = 20.0
     monkeypatch.setattr(time_limit, "perf_counter", lambda: now)
 
@@ -95,7 +95,9 @@ def limit(monkeypatch):
         nonlocal now
         now = seconds
 
-    return TimeLimit(loop_settings(make_config(max_seconds=100.0)), 0.0, 4, make_mesh()), set_clock
+    limit = TimeLimit(loop_settings(make_config(max_seconds=100.0)), 0.0, 4, make_mesh())
+    assert float(limit.due_step()) == 4.0
+    return limit, set_clock
 
 
 @pytest.mark.parametrize(("seconds", "step"), [(20.0, 4.0), (60.0, 8.0), (90.0, 11.0), (100.0, 12.0), (130.0, 12.0)])
