@@ -1,6 +1,8 @@
-"""Score a trained run again, for example with another strength of the identity:
+"""Score a trained run again, for example with another strength of the identity, or with the mean W+ code of three photographs:
 
 python -m launch.evaluate --workdir=runs/quickstart --output=runs/quickstart_0.7 --identity_scale=0.7
+
+python -m launch.evaluate --workdir=runs/quickstart --output=runs/quickstart_3 --num_references=3
 
 Writes samples.png, report.html and metrics.json to the output folder, as the run does at its end. To choose a scale
 or a checkpoint, use --split=validation: scores on the test split are honest only where nothing was chosen by them.
@@ -20,6 +22,7 @@ WORKDIR = command_line.define_path("workdir", "Folder of the run to score.", req
 OUTPUT = command_line.define_path("output", "Folder for the results; it must not hold any yet.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
 SPLIT = flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score; test by default.")
+NUM_REFERENCES = flags.DEFINE_integer("num_references", 1, "Photographs of each person; their W+ codes are averaged.")
 # Key of the config -> the flag that overrides it; all are as in the config by default.
 OVERRIDES = {
     "sampling.identity_scale": flags.DEFINE_float("identity_scale", None, "Strength of the identity."),
@@ -34,6 +37,7 @@ OVERRIDES = {
 
 def main() -> None:
     """Loads the run's config and parameters, and scores them."""
+    from pidiff_jax.ranges import about
     from pidiff_jax.runs.build import evaluation_settings
     from pidiff_jax.runs.results import RESULTS, write_results
     from pidiff_jax.runs.saved_run import open_run, read_config
@@ -46,7 +50,10 @@ def main() -> None:
     config.update_from_flattened_dict(overrides)
     world = open_world(config)
     world.check()
-    settings = evaluation_settings(config, world, world.base_model().components, split)  # before anything is loaded
+    with about("--num_references"):
+        world.check_references(NUM_REFERENCES.value)
+    components = world.base_model().components
+    settings = evaluation_settings(config, world, components, split, NUM_REFERENCES.value)  # before anything is loaded
     is_new = not output.exists()
     claim_output(output, RESULTS)
     try:

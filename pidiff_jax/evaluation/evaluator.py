@@ -36,11 +36,13 @@ class EvaluationSettings:
     """How a model is looked at.
 
     scoring: None where nobody judges; then there are pictures only.
+    num_references: photographs of a person whose W+ codes are averaged.
     """
 
     sampling: Sampling
     protocol: Protocol
     scoring: Scoring | None = None
+    num_references: int = 1
 
     def facts(self) -> dict[str, Any]:
         """What the scores depend on beside the parameters, for metrics.json and the report; empty without scores."""
@@ -50,6 +52,7 @@ class EvaluationSettings:
             "split": self.scoring.split,
             "num_people": self.scoring.num_people,
             "num_prompts": len(self.scoring.prompts.texts),
+            "num_references": self.num_references,
             "num_diversity_people": min(self.protocol.num_diversity_people, self.scoring.num_people),
             "num_seeds": self.protocol.num_seeds,
             "identity_scale": self.protocol.identity_scale,
@@ -67,7 +70,8 @@ class Evaluator:
         extra_params: those of its parameters that are not trained with it, {"vae"}, on the mesh.
         mesh: that the parameters lie on.
         settings: what is drawn, and how.
-        preview_people: makes the people of the previews, given a function from raw latents to pixels in [0, 1].
+        preview_people: makes the people of the previews, given a function from raw latents to pixels in [0, 1] and the
+            number of photographs that each code is averaged from.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class Evaluator:
         extra_params: Mapping[str, Any],
         mesh: Mesh,
         settings: EvaluationSettings,
-        preview_people: Callable[[DecodeFn], PreviewPeople],
+        preview_people: Callable[[DecodeFn, int], PreviewPeople],
     ):
         self.components, self.settings = components, settings
         self._preview_people = preview_people
@@ -97,7 +101,7 @@ class Evaluator:
         scoring = self.settings.scoring
         judges = None if scoring is None else scoring.held_out.judges()
         identity_scale = self.settings.protocol.identity_scale
-        people = self._preview_people(partial(self._sampler.decode, self._extra["vae"]))
+        people = self._preview_people(partial(self._sampler.decode, self._extra["vae"]), self.settings.num_references)
         return Previewer(self.with_parameters, people, judges, identity_scale)
 
     def evaluate(self, params: Mapping[str, Any]) -> Evaluation | None:
@@ -108,7 +112,7 @@ class Evaluator:
         return evaluate_identity(
             self.with_parameters(params),
             scoring.held_out.judges(),
-            scoring.held_out.people(scoring.num_people),
+            scoring.held_out.people(scoring.num_people, self.settings.num_references),
             scoring.prompts,
             self.components.noise_shape,
             self.settings.protocol,

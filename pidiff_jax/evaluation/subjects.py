@@ -9,15 +9,27 @@ from jaxtyping import Array, Float, Int
 
 JudgeFn = Callable[[np.ndarray], Array]
 DecodeFn = Callable[[np.ndarray], Array]  # raw latents (b, h, w, c) -> pixels (b, H, W, 3) in [0, 1]
+MAX_REFERENCES = 100  # a slip of the keys would render for hours
+
+
+def check_references(count: int) -> None:
+    """Raises ValueError for a number of photographs of a person that nobody can mean."""
+    if not 1 <= count <= MAX_REFERENCES:
+        raise ValueError(f"expected 1 to {MAX_REFERENCES} photographs of each person, got {count}; correct it")
+
+
+def mean_codes(codes: Float[np.ndarray, "n r l d"]) -> Float[np.ndarray, "n l d"]:
+    """One W+ code a person, the mean of those of r photographs; of one photograph, its own, bit for bit."""
+    return codes.mean(1)
 
 
 @dataclass(frozen=True)
 class People:
     """Held-out people, pixels in [0, 1].
 
-    references: the photographs that the W+ codes come from, also shown in the samples.
+    references: a photograph that the W+ codes come from, also shown in the samples; the first one, where there are several.
     gallery: other photographs of the same people, which pictures are compared with.
-    wplus: identity codes.
+    wplus: identity codes, each the mean of those of a person's photographs.
     """
 
     references: Float[np.ndarray, "n h w 3"]
@@ -59,8 +71,11 @@ class HeldOut(Protocol):
     def check_people(self, count: int) -> None:
         """Raises ValueError if there aren't so many people, or fewer than 1 are asked for."""
 
-    def people(self, count: int) -> People:
-        """The split's first people; making their pictures may take a while."""
+    def people(self, count: int, num_references: int = 1) -> People:
+        """The split's first people; making their pictures may take a while.
+
+        num_references: photographs whose W+ codes are averaged for each of them; none is the gallery's.
+        """
 
     def prompts(self, count: int) -> Prompts:
         """The split's first prompts.

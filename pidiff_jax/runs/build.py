@@ -44,10 +44,13 @@ def build_adapter(config: Any, world: World) -> IdentityExperiment:
     return build_identity(config, world.base_model(), world.wplus_size, world.sources)
 
 
-def evaluation_settings(config: Any, world: World, components: Components, split: str = "test") -> EvaluationSettings:
+def evaluation_settings(
+    config: Any, world: World, components: Components, split: str = "test", num_references: int = 1
+) -> EvaluationSettings:
     """How the config's model is drawn and scored; whatever can't be done is refused now, not at a run's end.
 
     split: whose people and prompts are scored, "test" or "validation", where the world has judges.
+    num_references: photographs of a person whose W+ codes are averaged.
 
     Raises:
         ValueError: the config's sampling or evaluation can't be done; names the key.
@@ -58,8 +61,9 @@ def evaluation_settings(config: Any, world: World, components: Components, split
     held_out = world.held_out(split)
     if held_out is None:
         _check_previews(config.evaluation)
-        return EvaluationSettings(sampling, protocol)
-    return EvaluationSettings(sampling, protocol, checked_scoring(config.evaluation, protocol, held_out, split))
+        return EvaluationSettings(sampling, protocol, num_references=num_references)
+    scoring = checked_scoring(config.evaluation, protocol, held_out, split)
+    return EvaluationSettings(sampling, protocol, scoring, num_references)
 
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:

@@ -20,6 +20,7 @@ def write_results(run: SavedRun, evaluator: Evaluator, folder: Path) -> None:
     evaluation, facts = evaluator.evaluate(run.params), dict(run.facts)
     if evaluation is None:
         samples, scores, details = evaluator.previewer(run.params)[0]["samples"], {}, {}
+        facts["num_references"] = evaluator.settings.num_references
     else:
         samples, scores, details = draw_samples(evaluation.grid), evaluation.scores, evaluation.details
         facts["protocol"] = evaluator.settings.facts()

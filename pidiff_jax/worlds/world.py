@@ -34,8 +34,19 @@ class World(Protocol):
         record: what the model needs; only the latents' height and width may be others.
         """
 
-    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
-        """Held-out people to draw while training; `decode` makes pictures of latents."""
+    def check_references(self, count: int) -> None:
+        """Looks whether there are so many photographs of everybody who is looked at.
+
+        Raises:
+            ValueError: there are fewer; names a person, and how many there are.
+        """
+
+    def preview_people(self, components: Components, decode: DecodeFn, num_references: int = 1) -> PreviewPeople:
+        """Held-out people to draw while training.
+
+        decode: makes pictures of latents.
+        num_references: photographs whose W+ codes are averaged for each of them.
+        """
 
     def held_out(self, split: str) -> HeldOut | None:
         """People and prompts of the "validation" or the "test" split with their judges; None where nobody judges."""

@@ -43,6 +43,12 @@ def test_people_prompts_and_split_are_refused_where_nobody_judges(photographs_ru
     assert not (tmp_path / "out").exists()
 
 
+def test_a_number_of_references_that_nobody_can_mean_is_refused(portraits_run, tmp_path):
+    message = error_of(portraits_run, tmp_path / "out", "--num_references=0")
+    assert message == "error: --num_references: expected 1 to 100 photographs of each person, got 0; correct it"
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path):
     message = error_of(portraits_run, tmp_path / "out", "--data_path=elsewhere")
     assert message.startswith("error: expected no --data_path for a run of the embedded world")

@@ -71,3 +71,10 @@ def test_a_task_that_no_world_has_is_refused():
     config.task = "upscaling"
     with pytest.raises(ValueError, match="expected config.task of .*'identity'.*'wplus'.*got 'upscaling'"):
         build_experiment(config, open_world(config))
+
+
+def test_the_number_of_photographs_behind_a_code_stands_in_the_scores(components):
+    config = get_config("quickstart")
+    for count in (1, 3):
+        settings = evaluation_settings(config, open_world(config), components, num_references=count)
+        assert settings.facts()["num_references"] == settings.num_references == count

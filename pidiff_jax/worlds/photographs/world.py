@@ -11,7 +11,7 @@ from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import RecordSource, Source
 from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.convert.diffusers_folder import DiffusersFolder, check_files, noise_schedule, open_diffusers_folder
-from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
+from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople, check_references, mean_codes
 from pidiff_jax.locations import optional_path
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.text_conditioning import ClipConditioner
@@ -73,19 +73,19 @@ class PhotographsWorld:
         assert self._data_path is not None  # `check` came first
         return open_records(self._data_path, split)
 
-    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
+    def check_references(self, count: int) -> None:
+        """Whether the validation records have so many of each person that is drawn; see `World.check_references`."""
+        check_references(count)
+        first_records(self._records("validation"), self._evaluation.num_preview_people, count)
+
+    def preview_people(self, components: Components, decode: DecodeFn, num_references: int = 1) -> PreviewPeople:
         """The first people of the validation records; their pictures come from the latents."""
         source = self._records("validation")
-        records: dict[int, dict[str, np.ndarray]] = {}
-        for index in range(len(source)):
-            record = source[index]
-            records.setdefault(int(record["person_id"]), record)
-            if len(records) == self._evaluation.num_preview_people:
-                break
-        batch = {name: np.stack([record[name] for record in records.values()]) for name in source[0]}
+        records = first_records(source, self._evaluation.num_preview_people, num_references)
+        batch = {name: np.stack([own[0][name] for own in records]) for name in source[0]}
         return PreviewPeople(
             references=np.asarray(decode(batch["latent_mean"])),
-            wplus=batch["wplus"],
+            wplus=mean_codes(np.stack([[record["wplus"] for record in own] for own in records])),
             texts=tuple(components.tokenizer.batch_decode(batch["text_ids"], skip_special_tokens=True)),
             text_ids=batch["text_ids"],
             noise_shape=batch["latent_mean"].shape[1:],
@@ -97,6 +97,29 @@ class PhotographsWorld:
     def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """None: its weights come from others."""
         return {}
+
+
+def first_records(source: Source, num_people: int, num_records: int) -> list[list[dict[str, np.ndarray]]]:
+    """The first people of validation records, as many as there are up to `num_people`: the first records of each.
+
+    Raises:
+        ValueError: a person has fewer than `num_records`.
+    """
+    found: dict[int, list[dict[str, np.ndarray]]] = {}
+    for record in map(source.__getitem__, range(len(source))):
+        person = int(record["person_id"])
+        if person in found or len(found) < num_people:
+            own = found.setdefault(person, [])
+            own.extend([record] if len(own) < num_records else [])
+        if len(found) == num_people and all(len(own) == num_records for own in found.values()):
+            break
+    for person, own in found.items():
+        if len(own) < num_records:
+            raise ValueError(
+                f"expected {num_records} photographs of each person that is drawn, got {len(own)} of person {person} in the "
+                "validation records; ask for fewer, or prepare more photographs of them"
+            )
+    return list(found.values())
 
 
 def folder_components(folder: DiffusersFolder) -> Components:

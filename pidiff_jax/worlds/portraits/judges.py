@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pidiff_jax.evaluation.subjects import Judges, People, Prompts
+from pidiff_jax.evaluation.subjects import Judges, People, Prompts, check_references, mean_codes
 from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.worlds.portraits import networks, renderer
@@ -37,9 +37,9 @@ class HeldOutPortraits:
         """See `HeldOut.check_people`."""
         renderer.person_ids(self.split, count)
 
-    def people(self, count: int) -> People:
+    def people(self, count: int, num_references: int = 1) -> People:
         """People that no training has seen."""
-        return held_out_people(self.split, count, load_wplus_encoder())
+        return held_out_people(self.split, count, load_wplus_encoder(), num_references)
 
     def prompts(self, count: int) -> Prompts:
         """Prompts of scenes that no training picture shows."""
@@ -70,17 +70,25 @@ def load_judges() -> Judges:
     return Judges(recogniser=jax.jit(recognise), scene=jax.jit(classify), face_mask=jax.jit(segment))
 
 
-def held_out_people(split: str, count: int, encode_wplus: Callable) -> People:
-    """People that no training has seen: W+ codes from an aligned photograph, the gallery from a wild one.
+def held_out_people(split: str, count: int, encode_wplus: Callable, num_references: int = 1) -> People:
+    """People that no training has seen: W+ codes from aligned photographs, the gallery from a wild one.
 
     encode_wplus: pixels in [-1, 1] to W+ codes.
+    num_references: photographs whose codes are averaged.
+
+    Raises:
+        ValueError: there aren't so many people, or nobody can mean so many photographs.
     """
-    references = pictures(split, count, 1, "aligned")["pixels"]
+    check_references(num_references)
+    # Picture ids 0, 2, 3, ...: a picture id is light, pose and expression in every view, and that of the gallery is 1.
+    references = [pictures(split, count, 1, "aligned")["pixels"]]
+    for picture_id in range(2, num_references + 1):
+        references.append(pictures(split, count, 1, "aligned", first_picture=picture_id)["pixels"])
     gallery = pictures(split, count, 1, "wild", first_picture=1)["pixels"]
     return People(
-        references=references.astype(np.float32) / 255.0,
+        references=references[0].astype(np.float32) / 255.0,
         gallery=gallery.astype(np.float32) / 255.0,
-        wplus=wplus_codes(encode_wplus, references),
+        wplus=mean_codes(np.stack([wplus_codes(encode_wplus, each) for each in references], axis=1)),
     )
 
 

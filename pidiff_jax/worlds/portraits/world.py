@@ -12,7 +12,7 @@ from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import Source
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE
-from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople
+from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople, check_references
 from pidiff_jax.locations import optional_path
 from pidiff_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from pidiff_jax.sampling.components import BaseModel, Components
@@ -100,10 +100,14 @@ class PortraitsWorld:
         fingerprints = {"vae": fingerprint(self._vae), "wplus": fingerprint(load_weights("wplus"))}
         return cached_records(folder, {"people": numbers, **fingerprints}, rendered)
 
-    def preview_people(self, components: Components, decode: DecodeFn) -> PreviewPeople:
+    def check_references(self, count: int) -> None:
+        """As many as wanted can be rendered; see `World.check_references`."""
+        check_references(count)
+
+    def preview_people(self, components: Components, decode: DecodeFn, num_references: int = 1) -> PreviewPeople:
         """Validation people, each with a validation prompt."""
         held_out = HeldOutPortraits("validation")
-        people, prompts = held_out.people(PREVIEW_PEOPLE), held_out.prompts(PREVIEW_PEOPLE)
+        people, prompts = held_out.people(PREVIEW_PEOPLE, num_references), held_out.prompts(PREVIEW_PEOPLE)
         return PreviewPeople(
             references=people.references,
             wplus=people.wplus,
