@@ -58,5 +58,5 @@ def get_config(length: str = "short") -> ConfigDict:
     config.validate_every_steps = 1_000 if long else 200
     config.checkpoint_every_steps = 500 if long else 200
     config.sampling = ConfigDict({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_scale": 1.0})
-    config.evaluation = ConfigDict({"num_people": 100, "num_prompts": 24})
+    config.evaluation = ConfigDict({"split": "test", "num_people": 100, "num_prompts": 24})
     return config

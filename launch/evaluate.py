@@ -21,13 +21,13 @@ from launch.experiment_file import config_items
 WORKDIR = command_line.define_path("workdir", "Folder of the run to score.", required=True)
 OUTPUT = command_line.define_path("output", "Folder for the results; it must not hold any yet.", required=True)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to score; the newest by default.")
-SPLIT = flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score; test by default.")
 NUM_REFERENCES = flags.DEFINE_integer("num_references", 1, "Photographs of each person; their W+ codes are averaged.")
 # Key of the config -> the flag that overrides it; all are as in the config by default.
 OVERRIDES = {
     "sampling.identity_scale": flags.DEFINE_float("identity_scale", None, "Strength of the identity."),
     "sampling.guidance_scale": flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance."),
     "sampling.num_steps": flags.DEFINE_integer("sampling_steps", None, "Steps of the sampler."),
+    "evaluation.split": flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score."),
     "evaluation.num_people": flags.DEFINE_integer("num_people", None, "Held-out people."),
     "evaluation.num_prompts": flags.DEFINE_integer("num_prompts", None, "Held-out prompts."),
     "base.path": command_line.define_path("base_path", "Where the base model's folder is now, if it has moved."),
@@ -43,17 +43,17 @@ def main() -> None:
     from pidiff_jax.runs.saved_run import open_run, read_config
     from pidiff_jax.worlds import open_world
 
-    workdir, output, split = WORKDIR.value, OUTPUT.value, SPLIT.value or "test"
+    workdir, output = WORKDIR.value, OUTPUT.value
     config = read_config(workdir)
     world = open_world(config)
-    overrides = checked_overrides(config, world.title, judged=world.held_out(split) is not None)
+    overrides = checked_overrides(config, world.title)
     config.update_from_flattened_dict(overrides)
     world = open_world(config)
     world.check()
     with about("--num_references"):
         world.check_references(NUM_REFERENCES.value)
     components = world.base_model().components
-    settings = evaluation_settings(config, world, components, split, NUM_REFERENCES.value)  # before anything is loaded
+    settings = evaluation_settings(config, world, components, NUM_REFERENCES.value)  # before anything is loaded
     is_new = not output.exists()
     claim_output(output, RESULTS)
     try:
@@ -65,10 +65,10 @@ def main() -> None:
     write_results(run, run.evaluator(settings), output)
 
 
-def checked_overrides(config: ConfigDict, title: str, judged: bool) -> dict[str, Any]:
+def checked_overrides(config: ConfigDict, title: str) -> dict[str, Any]:
     """Config key -> value, of the flags that were given.
 
-    title: of the run's world, for errors. judged: whether somebody scores people of a split there.
+    title: of the run's world, for errors.
 
     Raises:
         ValueError: a flag that means nothing for this run.
@@ -76,8 +76,6 @@ def checked_overrides(config: ConfigDict, title: str, judged: bool) -> dict[str,
     given = {key: flag for key, flag in OVERRIDES.items() if flag.value is not None}
     known = dict(config_items(config))
     wrong = [flag.name for key, flag in given.items() if key not in known]
-    if not judged and SPLIT.value is not None:
-        wrong.append(SPLIT.name)
     if wrong:
         listed = ", ".join(f"--{name}" for name in sorted(wrong))
         raise ValueError(f"expected no {listed} for a run {title}, which has nothing of the kind; leave it out")

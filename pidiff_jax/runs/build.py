@@ -45,11 +45,10 @@ def build_adapter(config: Any, world: World) -> IdentityExperiment:
 
 
 def evaluation_settings(
-    config: Any, world: World, components: Components, split: str = "test", num_references: int = 1
+    config: Any, world: World, components: Components, num_references: int = 1
 ) -> EvaluationSettings:
     """How the config's model is drawn and scored; whatever can't be done is refused now, not at a run's end.
 
-    split: whose people and prompts are scored, "test" or "validation", where the world has judges.
     num_references: photographs of a person whose W+ codes are averaged.
 
     Raises:
@@ -58,7 +57,9 @@ def evaluation_settings(
     sampling = checked_sampling(config.sampling, components)
     with about("config.sampling.identity_scale"):
         protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
-    held_out = world.held_out(split)
+    split = config.evaluation.get("split", "test")  # not there where the world has no judges
+    with about("config.evaluation.split"):
+        held_out = world.held_out(split)
     if held_out is None:
         _check_previews(config.evaluation)
         return EvaluationSettings(sampling, protocol, num_references=num_references)

@@ -7,8 +7,8 @@ from pidiff_jax.worlds import open_world
 from tests.launch.experiments import get_config
 
 
-def settings_of(config, components, split="test"):
-    return evaluation_settings(config, open_world(config), components, split)
+def settings_of(config, components):
+    return evaluation_settings(config, open_world(config), components)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def components():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
+        ("evaluation.split", "train", "the split 'validation' or 'test', got 'train'"),
         ("evaluation.num_people", 0, "at least 1 person, got 0"),
         ("evaluation.num_prompts", 0, "expected 1 to 24 held-out scenes of a split, got 0"),
         ("evaluation.num_prompts", 2, "at least 3, which samples.png shows, got 2"),
@@ -52,9 +53,10 @@ def test_nobody_judges_photographs(components):
 def test_what_was_scored_is_told_with_the_numbers_that_were_drawn(components):
     config = get_config("quickstart")
     config.evaluation.num_people, config.evaluation.num_prompts, config.sampling.num_steps = 5, 4, 3
-    assert settings_of(config, components, "validation").facts() == {
+    config.evaluation.split = "validation"
+    assert settings_of(config, components).facts() == {
         "split": "validation", "num_people": 5, "num_prompts": 4, "num_diversity_people": 5, "num_seeds": 4,
-        "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 3, "seed": 0,
+        "num_references": 1, "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 3, "seed": 0,
     }  # fmt: skip
 
 
