@@ -31,7 +31,8 @@ def adapter(config: ConfigDict) -> ConfigDict:
     """Adds the keys that every identity adapter has; docs/method.md says what each choice does."""
     config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 1.0})
-    config.mapper_tokens_per_group = 1
+    config.mapper = ConfigDict({"kind": "linear", "tokens_per_group": 1})  # or "mlp"
+    config.mapper.hidden_width = placeholder(int)  # units of each group's hidden layer; None: none, as "linear" wants
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
     config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = placeholder(float)  # of the denoising loss outside the face; None: no mask

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.base = ConfigDict({"path": placeholder(str)})  # a Stable Diffusion folder, with model_index.json
     config.base.variant = placeholder(str)  # of its weight files, such as "fp16"; None: the plain ones
     config.data = ConfigDict({"path": placeholder(str), "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
-    config.mapper_groups = ((0, 4), (4, 8), (8, 12), (12, 18))
+    config.mapper.groups = ((0, 4), (4, 8), (8, 12), (12, 18))
     # Without a sink the adapter can be exported as an IP-Adapter file.
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})
     config.min_snr_gamma = 5.0

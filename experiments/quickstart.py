@@ -27,8 +27,8 @@ def get_config(length: str = "short") -> ConfigDict:
 
     # The identity branch; see docs/method.md for what each choice does.
     config.identity = ConfigDict({"variant": "independent", "sink": True, "value_scale": 5.0})
-    config.mapper_groups = tuple((layer, layer + 1) for layer in range(10))  # each layer of W+ by itself
-    config.mapper_tokens_per_group = 4
+    config.mapper.groups = tuple((layer, layer + 1) for layer in range(10))  # each layer of W+ by itself
+    config.mapper.tokens_per_group = 4
     config.parameter_rules = (
         (r"^mapper/", "identity"),
         (r"^unet/.*/to_[qkv]_id/", "identity"),

@@ -12,19 +12,23 @@ from pidiff_jax.models.layers import Dense, LayerNorm
 
 @dataclass(frozen=True)
 class MapperSpec:
-    """Sizes of an `IdentityMapper`.
+    """Form and sizes of an `IdentityMapper`.
 
+    kind: "linear", or "mlp" with a hidden layer of its own for each group.
     groups: (start, end) layers of W+, without gaps or overlaps.
     tokens_per_group: tokens that each group becomes; they follow each other, so that all tokens keep the order of W+.
+    hidden_width: units of each group's hidden layer; None where there is none.
 
     Raises:
-        ValueError: groups with gaps or overlaps, or no tokens.
+        ValueError: groups with gaps or overlaps, no tokens, or a hidden layer that the kind doesn't have or lacks.
     """
 
     groups: tuple[tuple[int, int], ...] = ((0, 4), (4, 8), (8, 12), (12, 18))
     wplus_dim: int = 512
     token_dim: int = 768
     tokens_per_group: int = 1
+    kind: str = "linear"
+    hidden_width: int | None = None
 
     def __post_init__(self):
         ends = [0, *(end for _, end in self.groups)]
@@ -36,6 +40,16 @@ class MapperSpec:
             )
         if self.tokens_per_group < 1:
             raise ValueError(f"expected at least 1 token per group, got {self.tokens_per_group}; give more")
+        if self.kind not in ("linear", "mlp"):
+            raise ValueError(f"expected kind 'linear' or 'mlp', got {self.kind!r}; correct it")
+        if self.kind == "linear" and self.hidden_width is not None:
+            raise ValueError(
+                f"expected hidden_width None of the kind 'linear', got {self.hidden_width}; choose the kind 'mlp'"
+            )
+        if self.kind == "mlp" and (self.hidden_width is None or self.hidden_width < 1):
+            raise ValueError(
+                f"expected hidden_width of at least 1 of the kind 'mlp', got {self.hidden_width}; give one"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -49,11 +63,15 @@ class MapperSpec:
 
 
 class IdentityMapper(nn.Module):
-    """Each group of W+ layers becomes tokens: a linear map without bias, then a LayerNorm that all tokens share.
+    """Each group g of W+ layers becomes tokens j: a linear map without bias, then a LayerNorm that all tokens share.
 
-    Without biases the zero code, which stands for "no identity", gives the LayerNorm's bias as tokens.
+        linear: token_gj = LayerNorm(A_gj w_g)
+        mlp:    token_gj = LayerNorm(A_gj (gelu(B_g w_g + b_g) - gelu(b_g)))
 
-    Source: w-plus-adapter, `WProjModel` (layer groups, projections and normalisation), where a group has one token.
+    The zero code, which stands for "no identity", gives the LayerNorm's bias as every token, whatever b is.
+
+    Source: w-plus-adapter, `WProjModel` (layer groups, projections and normalisation), where a group has one token; the
+    hidden layer is ours.
     """
 
     spec: MapperSpec
@@ -74,8 +92,13 @@ class IdentityMapper(nn.Module):
             )
         tokens = []
         for i, (start, end) in enumerate(spec.groups):
-            group = wplus[:, start:end].reshape(len(wplus), -1)
+            group, axes = wplus[:, start:end].reshape(len(wplus), -1), ("embed", "mlp")
+            if spec.hidden_width is not None:
+                hidden = Dense(spec.hidden_width, axes=axes, dtype=self.dtype, name=f"hidden_{i}")
+                nothing = jnp.zeros_like(group[:1])
+                group, axes = nn.gelu(hidden(group), approximate=False), axes[::-1]
+                group -= nn.gelu(hidden(nothing), approximate=False)
             width = spec.tokens_per_group * spec.token_dim
-            project = Dense(width, use_bias=False, axes=("embed", "mlp"), dtype=self.dtype, name=f"proj_{i}")
+            project = Dense(width, use_bias=False, axes=axes, dtype=self.dtype, name=f"proj_{i}")
             tokens.append(project(group).reshape(len(wplus), spec.tokens_per_group, spec.token_dim))
         return LayerNorm(dtype=self.dtype, name="norm")(jnp.concatenate(tokens, axis=1))

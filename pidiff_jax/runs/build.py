@@ -23,13 +23,9 @@ def build_experiment(config: Any, world: World) -> Experiment:
     Raises:
         ValueError, FileNotFoundError: the config asks for something that does not exist; says what and where.
     """
-    if config.task == IDENTITY:
-        return build_adapter(config, world)
-    tasks = world.tasks()
+    tasks = {IDENTITY: lambda config: build_adapter(config, world), **world.tasks()}
     if config.task not in tasks:
-        raise ValueError(
-            f"expected config.task of {sorted([IDENTITY, *tasks])}, got {config.task!r}; correct the config"
-        )
+        raise ValueError(f"expected config.task of {sorted(tasks)}, got {config.task!r}; correct the config")
     try:
         return tasks[config.task](config)
     except AttributeError as error:  # of a key that the task reads

@@ -200,8 +200,11 @@ def read_config(workdir: Path) -> ConfigDict:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"
         )
-    if "world" not in config:
-        raise ValueError(f"expected a run of this version at {workdir}, got one of an earlier version; train it again")
+    if missing := [key for key in ("world", "mapper") if key not in config]:
+        raise ValueError(
+            f"expected a run of this version at {workdir}, got one of an earlier version, whose config has no "
+            f"config.{missing[0]}; train it again"
+        )
     return config
 
 

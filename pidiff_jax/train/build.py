@@ -26,7 +26,9 @@ from pidiff_jax.train.experiment import IdentityExperiment, Sources, Weights
 from pidiff_jax.train.identity_task import Dropout, IdentityTask
 from pidiff_jax.train.settings import LoopSettings
 
-_MAX_TOKENS = 4_096  # of a group; a slip of the keys would take all memory
+# Of a group; a slip of the keys would take all memory.
+_MAX_TOKENS = 4_096
+_MAX_HIDDEN = 65_536
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -143,20 +145,24 @@ def compute_dtype(name: str | None) -> DTypeLike:
 
 
 def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) -> MapperSpec:
-    """Checks that the config's groups cover the W+ layers and makes the mapper's spec."""
-    if not all(_is_pair(group, int) for group in config.mapper_groups):
+    """Checks that the groups of `config.mapper` cover the W+ layers and makes the mapper's spec."""
+    mapper = config.mapper
+    if not all(_is_pair(group, int) for group in mapper.groups):
         raise ValueError(
-            f"expected config.mapper_groups as pairs of a first and a last layer, like ((0, 4), (4, {num_layers})), got "
-            f"{config.mapper_groups!r}; correct it"
+            f"expected config.mapper.groups as pairs of a first and a last layer, like ((0, 4), (4, {num_layers})), got "
+            f"{mapper.groups!r}; correct it"
         )
-    check_count("config.mapper_tokens_per_group", config.mapper_tokens_per_group, most=_MAX_TOKENS)
-    groups = tuple((start, end) for start, end in config.mapper_groups)
+    check_count("config.mapper.tokens_per_group", mapper.tokens_per_group, most=_MAX_TOKENS)
+    if mapper.hidden_width is not None:
+        check_count("config.mapper.hidden_width", mapper.hidden_width, most=_MAX_HIDDEN)
+    groups = tuple((start, end) for start, end in mapper.groups)
     covered = [layer for start, end in groups for layer in range(start, min(end, num_layers + 1))]
     if covered != list(range(num_layers)):
         raise ValueError(
-            f"expected config.mapper_groups to cover the W+ layers 0..{num_layers - 1} in order, got {groups}; correct it"
+            f"expected config.mapper.groups to cover the W+ layers 0..{num_layers - 1} in order, got {groups}; correct it"
         )
-    return MapperSpec(groups, wplus_dim, token_dim, config.mapper_tokens_per_group)
+    with about("config.mapper"):
+        return MapperSpec(groups, wplus_dim, token_dim, mapper.tokens_per_group, mapper.kind, mapper.hidden_width)
 
 
 def _with_identity(components: Components, config: Any, wplus_size: tuple[int, int]) -> Components:

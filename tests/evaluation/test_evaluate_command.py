@@ -54,11 +54,13 @@ def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path
     assert message.startswith("error: expected no --data_path for a run of the embedded world")
 
 
-def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp_path):
+@pytest.mark.parametrize("key", ["world", "mapper"])
+def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp_path, key):
     stored = json.loads((portraits_run / "config.json").read_text(encoding="utf-8"))
-    del stored["world"]
+    del stored[key]
     (portraits_run / "config.json").write_text(json.dumps(stored), encoding="utf-8")
-    assert "got one of an earlier version; train it again" in error_of(portraits_run, tmp_path / "out")
+    message = f"got one of an earlier version, whose config has no config.{key}; train it again"
+    assert message in error_of(portraits_run, tmp_path / "out")
 
 
 def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_path):

@@ -28,7 +28,7 @@ def is_meant(key: str, text: str, config: ConfigDict) -> bool:
     names = {key, key.rpartition(".")[2], key.partition(".")[0]}
     if text == "None" or key == "data.cache":  # a folder of any name, or none
         return True  # `override` refuses it by the key where None means nothing
-    if text in ("0", "") and names & FLAGS or text == "5" and key in ("mapper_tokens_per_group", "data.num_people"):
+    if text in ("0", "") and names & FLAGS or text == "5" and key in ("mapper.tokens_per_group", "data.num_people"):
         return True
     if text == "0":
         return bool(names & (NUMBERS_FROM_ZERO | ANY_NUMBER))

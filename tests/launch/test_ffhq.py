@@ -167,7 +167,7 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
             "config.sampling.num_steps: expected 1 to 1000 sampling steps, got 0",
         ),
         (
-            {"overrides": {"mapper_tokens_per_group": 2}},
+            {"overrides": {"mapper.tokens_per_group": 2}},
             "expected the parameters that the config trains, .* mapper/proj_0",
         ),
         ({"overrides": {"base.path": base.parent}}, "base model: expected a Stable Diffusion folder"),

@@ -1,6 +1,7 @@
 """What could only fail at a run's end is refused before it begins."""
 
 import pytest
+from flax import linen as nn
 
 from pidiff_jax.runs.build import build_experiment, evaluation_settings
 from pidiff_jax.worlds import open_world
@@ -66,6 +67,39 @@ def test_a_config_without_a_world_is_refused(name):
     config.world = name or ""
     with pytest.raises(ValueError, match=r"expected config.world of \('photographs', 'portraits'\), got"):
         open_world(config)
+
+
+def test_a_config_without_a_mapper_is_refused_by_the_key():
+    config = get_config("quickstart")
+    del config["mapper"]
+    with pytest.raises(ValueError, match="a config for the config.task 'identity', got one without a key: .*'mapper'"):
+        build_experiment(config, open_world(config))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "cubic"}, "config.mapper: expected kind 'linear' or 'mlp', got 'cubic'"),
+        ({"kind": "mlp"}, "config.mapper: expected hidden_width of at least 1 of the kind 'mlp', got None"),
+        ({"hidden_width": 8}, "config.mapper: expected hidden_width None of the kind 'linear', got 8"),
+        ({"kind": "mlp", "hidden_width": 0}, "expected config.mapper.hidden_width of at least 1, got 0"),
+        ({"kind": "mlp", "hidden_width": 10**6}, "expected config.mapper.hidden_width of at most 65536, got 1000000"),
+        ({"groups": ((0, 4),)}, r"expected config.mapper.groups to cover the W\+ layers 0..9 in order, got"),
+        ({"groups": (4, 8)}, "expected config.mapper.groups as pairs of a first and a last layer"),
+    ],
+)
+def test_a_mapper_that_cannot_be_is_refused_by_its_key(values, message):
+    config = get_config("quickstart")
+    config.mapper.update(values)
+    with pytest.raises(ValueError, match=message):
+        build_experiment(config, open_world(config))
+
+
+def test_a_hidden_layer_for_each_group_is_built_from_the_config():
+    config = get_config("quickstart")
+    config.mapper.update({"kind": "mlp", "hidden_width": 32})
+    mapper = nn.meta.unbox(build_experiment(config, open_world(config)).shapes["mapper"])
+    assert mapper["hidden_9"]["kernel"].shape == (64, 32) and mapper["proj_9"]["kernel"].shape == (32, 4 * 64)
 
 
 def test_a_task_that_no_world_has_is_refused():
