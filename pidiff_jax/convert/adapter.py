@@ -2,7 +2,7 @@
 
 Both number the UNet's attention layers 0, 1, 2, ... in the order down, up, middle block (self-attention even,
 cross-attention odd). Tensors are flat dictionaries with dotted names, as `files.read_tensors` gives them for either
-file type.
+file type. The mapper's part of an IP-Adapter is in `image_projection`.
 """
 
 import re
@@ -12,41 +12,29 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from pidiff_jax.convert.image_projection import from_image_projection, to_image_projection
 from pidiff_jax.convert.table import DENSE, SAME, Entry, to_foreign, to_ours
 from pidiff_jax.convert.unet import split_identity
 from pidiff_jax.models.identity_mapper import MapperSpec
 from pidiff_jax.models.shapes import unet_shapes
-from pidiff_jax.models.unet import UNet, UNetSpec
+from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 from pidiff_jax.paths import flatten
 
-_IP_ADAPTER_TOKENS = 4  # diffusers fixes this number for a linear image projection
 _STAGES = ("down_blocks", "up_blocks", "mid_block")
 
 
 def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:
-    """Writes {"unet", "mapper"} parameters as an IP-Adapter whose image embedding is the flattened W+ code.
+    """Writes {"unet", "mapper"} parameters as an IP-Adapter, whose image embeddings `image_embeds` makes of W+ codes.
 
-    The mapper becomes one block-sparse projection: a token reads only the columns of its group. `params["unet"]` may
-    hold the whole UNet or the identity branch alone.
+    A sink is one more token, of zeros. `params["unet"]` may hold the whole UNet or the identity branch alone.
 
     Raises:
         ValueError: the adapter can't be expressed as an IP-Adapter, or parameters don't fit the specs.
     """
-    _check_ip_adapter(unet_spec, mapper_spec)
+    sink = _check_ip_adapter(unet_spec, mapper_spec).sink
     _, identity = split_identity(params["unet"])
     tensors = to_foreign(_identity_table(unet_spec, "ip_adapter", "ip"), identity)
-    mapper = to_foreign(_mapper_table(mapper_spec), params["mapper"])
-    width, dim = mapper_spec.token_dim, mapper_spec.wplus_dim
-    norm = {leaf: mapper[f"w_proj.norm.{leaf}"] for leaf in ("weight", "bias")}
-    projection = np.zeros((mapper_spec.num_tokens * width, mapper_spec.num_layers * dim), norm["weight"].dtype)
-    for i, block in enumerate(_projection_blocks(mapper_spec)):
-        projection[block] = mapper[f"w_proj.proj_{i}.weight"]
-    return tensors | {
-        "image_proj.proj.weight": projection,
-        "image_proj.proj.bias": np.zeros(len(projection), projection.dtype),
-        "image_proj.norm.weight": norm["weight"],
-        "image_proj.norm.bias": norm["bias"],
-    }
+    return tensors | to_image_projection(params["mapper"], mapper_spec, sink)
 
 
 def from_ip_adapter(
@@ -55,31 +43,15 @@ def from_ip_adapter(
     """Reads an IP-Adapter on W+ codes, the inverse of `to_ip_adapter`; returns {"unet": identity branch, "mapper"}.
 
     Raises:
-        ValueError: tensors don't fit the specs, or the projection isn't that of a grouped mapper (it has a bias, or a
-            token reads W+ layers outside its group).
+        ValueError: tensors don't fit the specs, or the image projection does what the mapper can't.
     """
-    _check_ip_adapter(unet_spec, mapper_spec)
-    identity = {name: tensor for name, tensor in tensors.items() if not name.startswith("image_proj.")}
-    unet = to_ours(_identity_table(unet_spec, "ip_adapter", "ip"), identity)
-    width, dim = mapper_spec.token_dim, mapper_spec.wplus_dim
-    rows = mapper_spec.num_tokens * width
-    table = [
-        Entry("image_proj.proj.weight", "weight", SAME, (rows, mapper_spec.num_layers * dim)),
-        Entry("image_proj.proj.bias", "bias", SAME, (rows,)),
-        Entry("image_proj.norm.weight", "norm/scale", SAME, (width,)),
-        Entry("image_proj.norm.bias", "norm/bias", SAME, (width,)),
-    ]
-    projection = to_ours(table, {name: tensor for name, tensor in tensors.items() if name not in identity})
-    mapper, rest = {"norm": projection["norm"]}, projection["weight"].copy()
-    for i, block in enumerate(_projection_blocks(mapper_spec)):
-        mapper[f"proj_{i}"] = {"kernel": np.ascontiguousarray(projection["weight"][block].T)}
-        rest[block] = 0
-    if rest.any() or projection["bias"].any():
-        raise ValueError(
-            "expected an image projection without bias in which a token reads only the W+ layers of its group, got a "
-            "denser one; it was made for other inputs or other mapper groups"
-        )
-    return {"unet": unet, "mapper": mapper}
+    sink = _check_ip_adapter(unet_spec, mapper_spec).sink
+    projection = {name: tensor for name, tensor in tensors.items() if name.startswith("image_proj.")}
+    identity = {name: tensor for name, tensor in tensors.items() if name not in projection}
+    return {
+        "unet": to_ours(_identity_table(unet_spec, "ip_adapter", "ip"), identity),
+        "mapper": from_image_projection(projection, mapper_spec, sink),
+    }
 
 
 def to_wplus_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:
@@ -134,12 +106,6 @@ def _identity_table(spec: UNetSpec, prefix: str, suffix: str) -> list[Entry]:
     return entries
 
 
-def _projection_blocks(spec: MapperSpec) -> list[tuple[slice, slice]]:
-    """Where each group's weights lie in an IP-Adapter's projection (all tokens, flattened W+ code)."""
-    rows, dim = spec.tokens_per_group * spec.token_dim, spec.wplus_dim
-    return [np.s_[i * rows : (i + 1) * rows, a * dim : b * dim] for i, (a, b) in enumerate(spec.groups)]
-
-
 def _mapper_table(spec: MapperSpec) -> list[Entry]:
     width = spec.tokens_per_group * spec.token_dim
     entries = [
@@ -150,17 +116,11 @@ def _mapper_table(spec: MapperSpec) -> list[Entry]:
     return entries + [Entry(f"w_proj.norm.{theirs}", f"norm/{ours}", SAME, (spec.token_dim,)) for theirs, ours in norms]
 
 
-def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
+def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> IdentityAttentionSpec:
     identity = unet_spec.identity
-    if (
-        identity is None
-        or identity.variant != "decoupled"
-        or identity.sink
-        or mapper_spec.num_tokens != _IP_ADAPTER_TOKENS
-    ):
+    if identity is None or identity.variant != "decoupled":
         raise ValueError(
-            f"expected decoupled identity attention without a sink and {_IP_ADAPTER_TOKENS} tokens, got {identity} and "
-            f"{mapper_spec.num_tokens} tokens; an IP-Adapter file can't hold this adapter"
+            f"expected decoupled identity attention, got {identity}; an IP-Adapter reads its tokens with the text's query"
         )
     widths = (mapper_spec.token_dim, identity.token_dim, unet_spec.cross_attention_dim)
     if len(set(widths)) > 1:
@@ -168,6 +128,7 @@ def _check_ip_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
             f"expected identity tokens as wide as the text, got a mapper of token_dim={widths[0]}, identity attention "
             f"of token_dim={widths[1]} and cross_attention_dim={widths[2]}; diffusers refuses such an IP-Adapter"
         )
+    return identity
 
 
 def _check_wplus_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
@@ -177,10 +138,10 @@ def _check_wplus_adapter(unet_spec: UNetSpec, mapper_spec: MapperSpec) -> None:
             f"expected residual identity attention without a sink, got {identity}; a w-plus-adapter file can't hold "
             "this adapter"
         )
-    if mapper_spec.tokens_per_group != 1:
+    if mapper_spec.kind != "linear" or mapper_spec.tokens_per_group != 1:
         raise ValueError(
-            f"expected a mapper of one token per group, got {mapper_spec.tokens_per_group}; a w-plus-adapter file can't "
-            "hold this adapter"
+            f"expected a linear mapper of one token per group, got kind={mapper_spec.kind!r} and "
+            f"tokens_per_group={mapper_spec.tokens_per_group}; a w-plus-adapter file can't hold this adapter"
         )
     if mapper_spec.token_dim != identity.token_dim:
         raise ValueError(

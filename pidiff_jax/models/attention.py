@@ -23,9 +23,10 @@ class IdentityAttentionSpec:
         w-plus-adapter).
     token_dim: width of the identity tokens.
     sink: adds a key with logit 0 and value 0, so that a position can decline the identity. Without it every position's
-        weights sum to 1.
+        weights sum to 1. The same as one more token of zeros, since keys and values have no biases.
 
-    An "independent" adapter, or one with a sink, can't be exported to other projects' formats.
+    A "decoupled" adapter can be exported as an IP-Adapter, a "residual" one without a sink as a w-plus-adapter; an
+    "independent" one can't be exported to other projects' formats.
     """
 
     variant: str = "decoupled"

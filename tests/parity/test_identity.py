@@ -268,13 +268,18 @@ def test_what_a_format_cannot_hold_is_refused():
     spec, params = adapter("decoupled")
     with pytest.raises(ValueError, match="residual"):
         to_wplus_adapter(params, spec, MAPPER)
-    with pytest.raises(ValueError, match="one token per group, got 2"):
+    with pytest.raises(ValueError, match="one token per group, got kind='linear' and tokens_per_group=2"):
         to_wplus_adapter(params, unet_spec("residual"), TWO_GROUPS)
-    with pytest.raises(ValueError, match="4 tokens"):
-        to_ip_adapter(params, spec, MapperSpec(groups=((0, 3), (3, 6)), wplus_dim=10, token_dim=WIDTH))
+    with pytest.raises(ValueError, match="one token per group, got kind='mlp'"):
+        to_wplus_adapter(params, unet_spec("residual"), dataclasses.replace(MAPPER, kind="mlp", hidden_width=8))
+    for variant in ("independent", "residual"):
+        with pytest.raises(ValueError, match=f"decoupled identity attention, got .*'{variant}'.* the text's query"):
+            to_ip_adapter(params, unet_spec(variant), MAPPER)
+        with pytest.raises(ValueError, match=f"decoupled identity attention, got .*'{variant}'.* the text's query"):
+            from_ip_adapter({}, unet_spec(variant), MAPPER)
     dense = to_ip_adapter(params, spec, MAPPER)
     dense["image_proj.proj.weight"] = dense["image_proj.proj.weight"] + 1
-    with pytest.raises(ValueError, match="denser"):
+    with pytest.raises(ValueError, match="another image_proj.proj.weight"):
         from_ip_adapter(dense, spec, MAPPER)
     incomplete = to_ip_adapter(params, spec, MAPPER)
     del incomplete["ip_adapter.3.to_k_ip.weight"]
