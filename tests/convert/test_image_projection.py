@@ -141,15 +141,15 @@ def test_every_number_that_is_not_a_mappers_is_refused(spec, sink):
         if ".norm." in name or ".proj.3." in name:
             continue
         refused = 0
-        for _ in range(20):
+        for _ in range(10):
             changed = {**written, name: written[name].copy()}
             changed[name][tuple(rng.integers(0, written[name].shape))] += 0.5
             try:
                 from_image_projection(changed, spec, sink)
             except ValueError as error:
-                assert f"another image_proj.{name.removeprefix('image_proj.')}" in str(error)
+                assert "got another image_proj.proj" in str(error)
                 refused += 1
-        assert refused >= 10, name  # the others are weights of the mapper
+        assert refused >= 6, name  # the others are weights of the mapper
 
 
 @each_form
