@@ -1,8 +1,5 @@
 """A path means what its user means, wherever it is written; what can't be read is refused by name."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from launch.experiment_file import config_items
 from pidiff_jax import open_run
 from pidiff_jax.locations import local_path, optional_path
 from pidiff_jax.worlds import open_world
+from tests.launch.commands import call
 from tests.launch.experiments import CONFIGS, get_config
 
 ROOT = Path(__file__).parents[1]
@@ -74,15 +72,10 @@ def test_every_flag_of_a_path_goes_through_the_same_door(command, flag, tmp_path
     values = {name: str(tmp_path / name) for name in PATH_FLAGS[command]}
     values |= {"config": "experiments/quickstart.py"} if command == "train" else {}
     line = [f"--{name}={value}" for name, value in (values | {flag: "gs://bucket/x"}).items()]
-    result = call(command, *line)
+    result = call(*line, command=command)
     assert result.returncode in (1, 2)
     assert f"expected a path on this machine for --{flag}, got 'gs://bucket/x'" in result.stderr
     assert result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-def call(command, *arguments):
-    line = [sys.executable, "-m", f"launch.{command}", *arguments]
-    return subprocess.run(line, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize(("name", "part"), CONFIGS)
@@ -120,6 +113,6 @@ def test_a_run_in_the_home_is_there_and_not_in_a_folder_called_tilde(home):
         "from experiments.quickstart import get_config as base\n\ndef get_config():\n    return base()\n",
         encoding="utf-8",
     )
-    result = call("train", "--config=~/experiment.py", "--workdir=~/run", "--config.base.path=~/weights")
+    result = call("--config=~/experiment.py", "--workdir=~/run", "--config.base.path=~/weights")
     assert result.returncode == 1 and f"expected embedded weights at {home}/weights" in result.stderr, result.stderr
     assert not (ROOT / "~").exists()

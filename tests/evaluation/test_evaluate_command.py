@@ -2,18 +2,17 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.launch.commands import call
 
 ROOT = Path(__file__).parents[2]
 
 
 def error_of(workdir: Path, output: Path, *flags: str) -> str:
-    line = [sys.executable, "-m", "launch.evaluate", f"--workdir={workdir}", f"--output={output}", *flags]
-    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    result = call(f"--workdir={workdir}", f"--output={output}", *flags, command="evaluate")
     assert result.returncode == 1
     (message,) = result.stderr.strip().splitlines()
     return message
@@ -64,10 +63,8 @@ def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp
 
 
 def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_path):
-    line = [sys.executable, "-m", "launch.evaluate", f"--workdir={photographs_run}", f"--output={tmp_path / 'out'}"]
-    result = subprocess.run(
-        [*line, "--base_path=new/base", "--data_path=new/data"], cwd=ROOT, capture_output=True, text=True, timeout=200
-    )
+    line = [f"--workdir={photographs_run}", f"--output={tmp_path / 'out'}"]
+    result = call(*line, "--base_path=new/base", "--data_path=new/data", command="evaluate")
     assert result.returncode == 1 and "'new/base'" in result.stderr and "'new/data'" in result.stderr
 
 

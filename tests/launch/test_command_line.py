@@ -8,20 +8,16 @@ from pathlib import Path
 import pytest
 
 from experiments import quickstart
+from tests.launch.commands import call, call_script
 
 ROOT = Path(__file__).parents[2]
 CONFIG = quickstart.get_config()
 
 
-def call(*arguments, command="train", **environment):
-    line = [sys.executable, "-m", f"launch.{command}", *map(str, arguments)]
+def call_afresh(*line, **environment):
+    """Python that has imported nothing yet."""
     env = {**os.environ, **environment}
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-
-
-def call_script(script: str, *arguments, **environment):
-    line, env = [sys.executable, "-c", script, *map(str, arguments)], {**os.environ, **environment}
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +68,7 @@ try:
 finally:
     print("jax" in sys.modules, file=sys.stderr)
 """
-    result = call_script(script, "--help")
+    result = call_afresh("-c", script, "--help")
     assert result.stderr == "False\n" and result.returncode == 0
     for flag in ("--compilation_cache:", "--config:" if command == "train" else "--output:"):
         assert flag in result.stdout
@@ -81,7 +77,7 @@ finally:
 
 def test_a_wrong_command_line_needs_no_jax_either(tmp_path):
     script = f"import sys; sys.modules['jax'] = None; sys.argv += ['--workdir={tmp_path}', '--config=none.py']"
-    result = call_script(f"{script}; import runpy; runpy.run_module('launch.train', {{}}, '__main__')")
+    result = call_afresh("-c", f"{script}; import runpy; runpy.run_module('launch.train', {{}}, '__main__')")
     assert result.returncode == 2
     assert result.stderr == "error: expected a config file at none.py, found none; see experiments/\n"
 
@@ -151,7 +147,7 @@ command_line.start(lambda: write_records({str(tmp_path / "records")!r}, {{"train
 @pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu", "none"])
 def test_devices_that_are_not_here_are_said_so_in_one_line(platform, tmp_path):
     arguments = "--config=experiments/quickstart.py", f"--workdir={tmp_path / 'run'}"
-    result = call(*arguments, JAX_PLATFORMS=platform)
+    result = call_afresh("-m", "launch.train", *arguments, JAX_PLATFORMS=platform)
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: expected the devices of JAX_PLATFORMS={platform}, got: ")
     assert result.stderr.count("\n") == 1 and "JAX_PLATFORMS=cpu" in result.stderr

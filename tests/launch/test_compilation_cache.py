@@ -7,7 +7,7 @@ import jax
 
 from launch import compilation_cache
 from launch.compilation_cache import OFF, cache_folder, use_compilation_cache
-from tests.launch.test_command_line import call_script
+from tests.launch.test_command_line import call_afresh
 
 COMPILE = """
 import jax
@@ -23,7 +23,7 @@ command_line.start(main, after_interrupt="")
 
 
 def compile_something(*arguments, **environment):
-    result = call_script(COMPILE, *arguments, JAX_PLATFORMS="cpu", **environment)
+    result = call_afresh("-c", COMPILE, *arguments, JAX_PLATFORMS="cpu", **environment)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -3,6 +3,7 @@
 import pytest
 
 from launch.experiment_file import load_config, override
+from tests.launch.commands import call_script
 
 CONFIG = """
 from pathlib import Path
@@ -84,8 +85,6 @@ def test_what_does_not_fit_is_refused_with_what_would(file, key, text, expected)
 
 
 def test_the_file_is_run_once_by_a_command(file, tmp_path):
-    from tests.launch.test_command_line import call_script
-
     script = """
 from launch import command_line
 CONFIG = command_line.define_config()

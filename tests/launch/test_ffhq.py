@@ -1,11 +1,9 @@
 """The main job, end to end, on a tiny folder of diffusers' real layout and on records of a real photograph."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +30,9 @@ from pidiff_jax.runs.training import build_parts
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.train.build import loop_settings
 from tests.data_pipeline import astronaut
+from tests.launch.commands import call, call_script
 from tests.launch.recorded_config import RecordedConfig
 
-ROOT = Path(__file__).parents[2]
 TEXT_LENGTH = 16
 
 
@@ -100,14 +98,13 @@ def data(base, photographs, tmp_path_factory) -> Path:
     return folder / "records"
 
 
-def train(workdir: Path, **changes) -> subprocess.CompletedProcess:
+def train(workdir: Path, **changes) -> CompletedProcess[str]:
     settings = {"num_steps": 4, "batch_size": 2, "checkpoint_every_steps": 2, "validate_every_steps": 2}
     settings |= {"sampling__num_steps": 2}
     settings |= {f"groups__{group}__warmup_steps": 1 for group in ("identity", "mapper")} | changes
-    command = [sys.executable, "-m", "launch.train", "--config=experiments/ffhq.py", f"--workdir={workdir}"]
-    command += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    flags = ["--config=experiments/ffhq.py", f"--workdir={workdir}"]
+    flags += [f"--config.{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    return call(*flags, XLA_FLAGS="--xla_backend_optimization_level=0", JAX_PLATFORMS="cpu")
 
 
 def report(workdir: Path) -> dict[int, dict]:
@@ -205,9 +202,8 @@ def test_the_vae_may_be_there_as_a_variant_only(base, tmp_path):
 
 
 def test_photographs_without_networks_are_refused_in_one_line(photographs, tmp_path):
-    command = [sys.executable, "-m", "launch.prepare", f"--photographs={photographs}", f"--base={tmp_path}"]
-    command += [f"--e4e={tmp_path / 'e4e.pt'}", f"--output={tmp_path / 'records'}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    flags = [f"--photographs={photographs}", f"--base={tmp_path}", f"--e4e={tmp_path / 'e4e.pt'}"]
+    result = call(*flags, f"--output={tmp_path / 'records'}", command="prepare")
     assert result.returncode == 1 and len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert "expected a Stable Diffusion folder" in result.stderr and not (tmp_path / "records").exists()
 
@@ -223,9 +219,8 @@ def interrupted(*_):
 networks.check_networks = interrupted
 runpy.run_module("launch.prepare", {}, "__main__")
 """
-    command = [sys.executable, "-c", script, "--photographs=photographs", "--base=base", "--e4e=e4e.pt"]
-    command.append(f"--output={tmp_path / 'records'}")
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    flags = ["--photographs=photographs", "--base=base", "--e4e=e4e.pt", f"--output={tmp_path / 'records'}"]
+    result = call_script(script, *flags)
     assert result.returncode == 130
     assert result.stderr == "interrupted; no records were written, run it again\n"
 
