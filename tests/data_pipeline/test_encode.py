@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -112,15 +113,23 @@ def test_nobody_is_in_two_splits_and_others_do_not_move_when_pictures_are_added(
         split_by_person(photographs[:2], 0.1)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def photographs_of_two(tmp_path_factory):
+    """Written once, for that takes longer than most of the tests; read only."""
+    path = tmp_path_factory.mktemp("photographs")
     lines = []
     for index in range(4):
-        Image.fromarray(darker(1 - 0.2 * index)).save(tmp_path / f"{index}.png")
-        Image.fromarray(astronaut.head_mask()).save(tmp_path / f"{index}_mask.png")
+        Image.fromarray(darker(1 - 0.2 * index)).save(path / f"{index}.png")
+        Image.fromarray(astronaut.head_mask()).save(path / f"{index}_mask.png")
         entry = {"file": f"{index}.png", "face_mask": f"{index}_mask.png", "landmarks": astronaut.LANDMARKS.tolist()}
         lines.append(json.dumps(entry | {"caption": f"picture {index}", "person": index // 2}))
-    (tmp_path / "photographs.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    (path / "photographs.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(photographs_of_two, tmp_path):
+    shutil.copytree(photographs_of_two, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
