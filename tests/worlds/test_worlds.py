@@ -1,18 +1,13 @@
 """Both worlds keep the protocol, and opening one loads nothing of the other."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.worlds import World, open_world
 from pidiff_jax.worlds.portraits.weight_files import save_weights
+from tests.launch.commands import call_script
 from tests.launch.experiments import get_config
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("experiment", "judged"), [("quickstart", True), ("ffhq", False)])
@@ -32,7 +27,8 @@ from pidiff_jax.worlds import open_world
 open_world({experiment}.get_config())
 assert not [name for name in sys.modules if name.startswith("pidiff_jax.worlds.{other}")]
 """
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)
+    result = call_script(script)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_config_of_another_world_is_refused_with_the_key_that_it_lacks():
