@@ -31,20 +31,23 @@ def call_script(script: str, *arguments, **environment: str) -> CompletedProcess
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.touch()  # a process that is ended early may have written nothing
         line, variables = [script, *map(str, arguments)], {**os.environ, **environment}
         process = _FORKS.Process(target=_run, args=(line, variables, outputs))
         process.start()
         process.join(_SECONDS)
-        if process.exitcode is None:
+        if running := process.is_alive():
             process.kill()
+            process.join()
         stdout, stderr = (path.read_text(encoding="utf-8") for path in outputs)
-        assert process.exitcode is not None, f"no end after {_SECONDS} seconds: {stdout}\n{stderr}"
+        assert not running, f"no end after {_SECONDS} seconds: {stdout}\n{stderr}"
     return CompletedProcess(line, process.exitcode, stdout, stderr)
 
 
 def _run(line: list[str], variables: dict[str, str], outputs: list[Path]) -> None:
     for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(variables)
     jax.config.update("jax_platforms", variables.get("JAX_PLATFORMS"))
