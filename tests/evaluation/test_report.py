@@ -12,6 +12,7 @@ import pytest
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.metrics_file import SCORES, write_metrics
 from pidiff_jax.evaluation.report.charts import line_chart
+from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
 from pidiff_jax.evaluation.report.page import chart_groups, detail_meaning, scores_text, write_report
 from pidiff_jax.evaluation.report.pictures import draw_samples, png_bytes, save_png
 from tests.evaluation import tiny_evaluation as tiny
