@@ -216,7 +216,7 @@ class _Full:
             out[:, self.tokens(group), : self.size(group)] = wplus[:, start:end].reshape(len(wplus), 1, -1)
         out[:, :, self.columns] = np.eye(self.num_rows)
         # The zero code goes without columns: nothing is added and taken away again, so it is exact in any precision.
-        return out * np.any(wplus, axis=(1, 2), keepdims=True)
+        return out * wplus.any((1, 2), keepdims=True)
 
 
 def _layout(spec: MapperSpec, sink: bool) -> _Linear | _Full:
