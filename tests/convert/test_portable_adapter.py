@@ -140,7 +140,6 @@ def test_diffusers_unet_predicts_what_ours_does(pipeline, tmp_path, spec, sink):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_diffusers_pipeline_draws_what_we_draw(pipeline, tmp_path):
     spec, sink, scale, sampling = FORTY, True, 0.8, Sampling(num_steps=5, guidance_scale=2.5)
     components = base_components().with_identity(unet_spec(sink).identity, spec)
