@@ -244,5 +244,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 def _same(name: str, found: np.ndarray, expected: np.ndarray) -> bool:
     """Equal; to rounding where a column is computed."""
-    tolerance = 32 * float(jnp.finfo(found.dtype).eps) * np.abs(expected).max() if name == "proj.2.weight" else 0
+    if name != "proj.2.weight":
+        return np.array_equal(found, expected)
+    tolerance = 32 * float(jnp.finfo(found.dtype).eps) * np.abs(expected).max()
     return bool((np.abs(found.astype(np.float64) - expected.astype(np.float64)) <= tolerance).all())
