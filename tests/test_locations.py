@@ -14,7 +14,7 @@ from tests.launch.experiments import CONFIGS, get_config
 
 ROOT = Path(__file__).parents[1]
 # Last names of config keys that hold text and are no path.
-WORDS = {"task", "world", "compute_dtype", "frozen_dtype", "variant", "optimizer", "schedule"}
+WORDS = {"task", "world", "split", "compute_dtype", "frozen_dtype", "variant", "kind", "optimizer", "schedule"}
 
 
 @pytest.fixture
