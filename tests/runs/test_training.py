@@ -4,10 +4,12 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +39,33 @@ def parameters(workdir):
     return {path: np.asarray(x) for path, x in flatten(load_parameters(workdir / "checkpoints")[0]).items()}
 
 
-def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_path, capsys):
-    train(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed; read only."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def out_of_time(tmp_path_factory):
+    """The folder of a run that its time ended after a step; read only."""
+    workdir = tmp_path_factory.mktemp("out_of_time") / "run"
+    train(workdir, max_seconds=0.0)
+    return workdir
+
+
+@pytest.fixture
+def complete(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+@pytest.fixture
+def stopped(out_of_time, tmp_path):
+    return Path(shutil.copytree(out_of_time, tmp_path / "run"))
+
+
+def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_path, whole, capsys):
     reads = 0
 
     def interrupt():
@@ -52,7 +79,7 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
     assert not (tmp_path / "cut" / "complete.json").exists()
     train(tmp_path / "cut")
     assert "resuming from step" in capsys.readouterr().out
-    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(whole))
     history = [
         json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -83,7 +110,7 @@ def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number, heeding_signals):
+def test_a_run_that_is_told_to_end_saves_first(tmp_path, whole, capsys, number, heeding_signals):
     reads = 0
 
     def tell():
@@ -98,16 +125,14 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path, capsys, number, heeding
     assert int(checkpoint.name) < 12
     train(tmp_path / "cut")
     assert f"resuming from step {checkpoint.name} of 12" in capsys.readouterr().out
-    train(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(whole))
 
 
-def test_a_complete_run_is_left_alone(tmp_path, capsys):
-    train(tmp_path / "run")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    train(tmp_path / "run")
+def test_a_complete_run_is_left_alone(complete, capsys):
+    before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
+    train(complete)
     assert "this run is complete" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
 
 
 def test_a_complete_run_can_be_given_more_steps_and_no_fewer(tmp_path, capsys):
@@ -121,10 +146,9 @@ def test_a_complete_run_can_be_given_more_steps_and_no_fewer(tmp_path, capsys):
         train(tmp_path / "run", num_steps=6)
 
 
-def test_a_folder_of_another_run_or_of_other_files_is_refused(tmp_path):
-    train(tmp_path / "run")
+def test_a_folder_of_another_run_or_of_other_files_is_refused(tmp_path, complete):
     with pytest.raises(ValueError, match=r"other values for seed \(3 -> 4\)"):
-        train(tmp_path / "run", seed=4)
+        train(complete, seed=4)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").touch()
     with pytest.raises(ValueError, match="got other files"):
@@ -137,15 +161,14 @@ def test_what_cannot_be_built_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_out_of_time_it_stops_saves_and_can_go_on(tmp_path, capsys):
+def test_out_of_time_it_stops_saves_and_can_go_on(tmp_path, whole, capsys):
     train(tmp_path / "run", max_seconds=0.0)
     assert "stopped by config.max_seconds at step 1 of 12" in capsys.readouterr().out
     assert '"validation/loss"' in (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "complete.json").exists()
     train(tmp_path / "run", max_seconds=None)
     assert json.loads((tmp_path / "run" / "complete.json").read_text(encoding="utf-8"))["num_steps"] == 12
-    train(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(whole))
 
 
 def test_a_run_that_diverges_stops_before_it_is_saved(tmp_path):
@@ -171,39 +194,35 @@ def test_parameters_that_a_bad_gradient_ruins_are_not_saved_although_their_loss_
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_cadence_devices_and_folders_may_change_when_a_run_resumes(tmp_path):
-    train(tmp_path / "run", max_seconds=0.0)
-    train(tmp_path / "run", log_every_steps=2, mesh={"data": 4, "fsdp": 2, "tensor": 1})
-    assert (tmp_path / "run" / "complete.json").exists()
-    stored = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+def test_cadence_devices_and_folders_may_change_when_a_run_resumes(stopped):
+    train(stopped, log_every_steps=2, mesh={"data": 4, "fsdp": 2, "tensor": 1})
+    assert (stopped / "complete.json").exists()
+    stored = json.loads((stopped / "config.json").read_text(encoding="utf-8"))
     assert stored["mesh"]["data"] == 4 and stored["log_every_steps"] == 2
 
 
-def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(tmp_path):
-    train(tmp_path / "run", max_seconds=0.0)
-    with (tmp_path / "run" / "history.jsonl").open("a", encoding="utf-8") as file:
+def test_a_history_that_was_cut_off_in_a_line_does_not_keep_a_run_from_resuming(stopped):
+    with (stopped / "history.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
-    train(tmp_path / "run")
-    lines = (tmp_path / "run" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    train(stopped)
+    lines = (stopped / "history.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["step"] for line in lines} >= {1, 3, 12}
 
 
 @pytest.mark.parametrize("name", ["config.json", "complete.json"])
 @pytest.mark.parametrize("content", ["", '{"num_st', "[]"])
-def test_a_damaged_file_of_a_run_is_named(tmp_path, name, content):
-    train(tmp_path / "run", num_steps=2)
-    (tmp_path / "run" / name).write_text(content, encoding="utf-8")
+def test_a_damaged_file_of_a_run_is_named(complete, name, content):
+    (complete / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"expected .*JSON.* in .*run/{name}, got a .*; restore it, or remove it"):
-        train(tmp_path / "run", num_steps=2)
+        train(complete)
 
 
-def test_a_damaged_line_of_the_history_is_left_out_with_a_warning(tmp_path):
-    train(tmp_path / "run", max_seconds=0.0)
-    path = tmp_path / "run" / "history.jsonl"
+def test_a_damaged_line_of_the_history_is_left_out_with_a_warning(stopped):
+    path = stopped / "history.jsonl"
     path.write_bytes(b"\x00\xff\x00\n[1]\n" + path.read_bytes())
     with pytest.warns(UserWarning, match=r"history.jsonl, line [12] is damaged and left out"):
-        train(tmp_path / "run")
-    assert (tmp_path / "run" / "complete.json").exists()
+        train(stopped)
+    assert (stopped / "complete.json").exists()
 
 
 @pytest.fixture
@@ -212,16 +231,15 @@ def short_lease(monkeypatch):
     monkeypatch.setattr(folders, "_WAIT_SECONDS", 3.0)
 
 
-def test_two_programs_do_not_share_a_folder(tmp_path, short_lease, capsys):
-    train(tmp_path / "run", max_seconds=0.0)
-    other = Workdir(tmp_path / "run", make_config())
+def test_two_programs_do_not_share_a_folder(stopped, short_lease, capsys):
+    other = Workdir(stopped, make_config())
     assert other.check() is False  # and takes the folder
     here = re.escape(f"process {os.getpid()} on {platform.node()}")
     with pytest.raises(ValueError, match=rf"under way there \({here}.*\); .* remove .*run/\.lease"):
-        train(tmp_path / "run")
+        train(stopped)
     assert "waiting up to" in capsys.readouterr().out
     other.release()
-    train(tmp_path / "run")
+    train(stopped)
 
 
 def on_another_host(lease):
@@ -229,16 +247,15 @@ def on_another_host(lease):
 
 
 @pytest.fixture
-def left_by_another_host(tmp_path, short_lease):
+def left_by_another_host(stopped, short_lease):
     """A folder whose run was killed on a host that nobody here can ask."""
-    train(tmp_path / "run", max_seconds=0.0)
-    killed = Workdir(tmp_path / "run", make_config())
+    killed = Workdir(stopped, make_config())
     killed.check()
-    marker = (tmp_path / "run" / ".lease").read_text(encoding="utf-8")
+    marker = (stopped / ".lease").read_text(encoding="utf-8")
     killed.release()
-    (tmp_path / "run" / ".lease").write_text(marker, encoding="utf-8")
-    on_another_host(tmp_path / "run" / ".lease")
-    return tmp_path / "run"
+    (stopped / ".lease").write_text(marker, encoding="utf-8")
+    on_another_host(stopped / ".lease")
+    return stopped
 
 
 def test_a_run_that_was_killed_on_another_host_can_be_gone_on_with(left_by_another_host, capsys):
@@ -279,16 +296,15 @@ def test_a_program_whose_folder_was_taken_over_saves_nothing_more(tmp_path, shor
     assert not (tmp_path / "run" / "complete.json").exists()
 
 
-def test_a_start_that_fails_does_not_keep_the_folder(tmp_path):
-    train(tmp_path / "run", max_seconds=0.0)
+def test_a_start_that_fails_does_not_keep_the_folder(stopped):
 
     def fail(config):
         raise ValueError("no such base")
 
     for _ in range(2):
         with pytest.raises(ValueError, match="no such base"):
-            train(tmp_path / "run", fail)
-    other = Workdir(tmp_path / "run", make_config())
+            train(stopped, fail)
+    other = Workdir(stopped, make_config())
     assert other.check() is False
     other.release()
 
@@ -324,12 +340,11 @@ def test_a_state_that_is_not_finite_is_not_saved_when_the_machine_goes_away_eith
     assert not any((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_a_run_whose_steps_are_done_compiles_no_training_step(tmp_path, monkeypatch):
-    train(tmp_path / "run")
-    (tmp_path / "run" / "complete.json").unlink()  # killed before its results were written
+def test_a_run_whose_steps_are_done_compiles_no_training_step(complete, monkeypatch):
+    (complete / "complete.json").unlink()  # killed before its results were written
     monkeypatch.setattr(Plan, "compile_step", lambda *_: pytest.fail("compiled"))
-    train(tmp_path / "run")
-    assert (tmp_path / "run" / "complete.json").exists()
+    train(complete)
+    assert (complete / "complete.json").exists()
 
 
 def test_the_profiler_leaves_a_trace_that_tensorboard_reads(tmp_path):
