@@ -1,12 +1,11 @@
 """A small run in a process of its own, which can kill itself while a checkpoint is being written.
 
-Arguments: the run's directory, steps in all, devices, the step after whose save it dies (0: never), `early` or `late`
-(before the files can be complete, or after), and a file for the final parameters.
+dies_at: the step after whose save it does (0: never). when: `early` or `late`, before the files can be complete, or after.
+output: a file for the final parameters.
 """
 
 import os
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -44,7 +43,3 @@ def main(directory: str, num_steps: int, num_devices: int, dies_at: int, when: s
                     os.kill(os.getpid(), signal.SIGKILL)
     leaves = jax.tree_util.tree_leaves_with_path((state.trainable, state.ema, state.opt_state))
     np.savez(output, **{jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves})
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *(int(x) for x in sys.argv[2:5]), *sys.argv[5:7])

@@ -1,31 +1,16 @@
 """A run killed at any moment and resumed ends with the same parameters as one that was left alone."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.launch.commands import call_script
 
 
 def run(directory, output, *, num_devices=1, dies_at=0, when="late"):
-    environment = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.checkpoint.interruptible_run"]
-    arguments = [directory, 6, num_devices, dies_at, when, output]
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = (str(directory), 6, num_devices, dies_at, when, str(output))
+    return call_script(f"from tests.checkpoint.interruptible_run import main; main(*{arguments})")
 
 
 @pytest.fixture(scope="module")
