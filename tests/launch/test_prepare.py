@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipeline.records import open_records
 from tests.data_pipeline import astronaut
+from tests.launch.commands import call_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -49,14 +50,14 @@ def needed(tmp_path) -> list[str]:
     return [f"--photographs={tmp_path}", f"--base={tmp_path}", f"--e4e={tmp_path / 'e4e.pt'}", f"--output={output}"]
 
 
-def prepare(*arguments: str) -> subprocess.CompletedProcess:
+def prepare_where_text_is_ascii(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", SCRIPT, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_last_of_41_photographs_is_bad_and_it_is_said_first(needed, tmp_path):
-    result = prepare(*needed)
+    result = call_script(SCRIPT, *needed)
     assert result.returncode == 1, result.stderr
     first, second = result.stderr.strip().split("\n")
     assert (
@@ -68,7 +69,7 @@ def test_the_last_of_41_photographs_is_bad_and_it_is_said_first(needed, tmp_path
 
 
 def test_skip_bad_goes_on_without_it_and_tfds_reads_the_folder(needed, tmp_path):
-    result = prepare(*needed, "--skip_bad", "--size_px=64")
+    result = prepare_where_text_is_ascii(*needed, "--skip_bad", "--size_px=64")
     assert result.returncode == 0, result.stderr
     assert f"skipped 1 photographs, see {tmp_path / 'records' / 'skipped.jsonl'}\n" in result.stderr
     (skipped,) = (tmp_path / "records" / "skipped.jsonl").read_text(encoding="utf-8").strip().split("\n")
@@ -89,6 +90,6 @@ def test_skip_bad_goes_on_without_it_and_tfds_reads_the_folder(needed, tmp_path)
     ],
 )
 def test_wrong_flags_are_refused_before_photographs_are_read(needed, argument, message):
-    result = prepare(*needed, argument)
+    result = call_script(SCRIPT, *needed, argument)
     assert result.returncode == 1
     assert len(result.stderr.strip().split("\n")) == 1 and result.stderr.startswith(f"error: {message}")
