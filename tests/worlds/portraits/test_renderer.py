@@ -83,15 +83,14 @@ def test_the_mask_holds_the_landmarks_and_nothing_of_the_frame(wild, aligned):
 
 
 def test_an_identity_keeps_its_skin_and_a_change_of_it_shows():
-    people, numbers = renderer.person_ids("train", 2), np.zeros(2, np.int32)
-    identity = np.full((2, renderer.NUM_IDENTITY_PARAMETERS), 0.4, np.float32)
-    same = renderer.draw_identity(identity, people[:1].repeat(2), numbers, "aligned").pixels
-    np.testing.assert_array_equal(same[0], same[1])
-    for index in range(renderer.NUM_IDENTITY_PARAMETERS):
-        changed = identity.copy()
-        changed[1, index] = 0.95
-        pair = renderer.draw_identity(changed, people[:1].repeat(2), numbers, "aligned").pixels
-        assert np.abs(pair[0] - pair[1]).max() > 0.03, f"identity parameter {index} is invisible"
+    """The first two rows are one identity; each of the others differs from it in one parameter."""
+    identity = np.full((2 + renderer.NUM_IDENTITY_PARAMETERS, renderer.NUM_IDENTITY_PARAMETERS), 0.4, np.float32)
+    np.fill_diagonal(identity[2:], 0.95)
+    people = renderer.person_ids("train", 1).repeat(len(identity))
+    same, again, *changed = renderer.draw_identity(identity, people, np.zeros_like(people), "aligned").pixels
+    np.testing.assert_array_equal(same, again)
+    for index, picture in enumerate(changed):
+        assert np.abs(picture - same).max() > 0.03, f"identity parameter {index} is invisible"
 
 
 def test_training_pictures_never_show_a_held_out_scene(wild):
