@@ -15,10 +15,10 @@ quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CP
 	$(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint ## Run every check and the tests that are not marked full (16 minutes on 2 CPU cores)
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not full" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not full" $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow nor full
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not slow and not full" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow and not full" $(PYTEST_FLAGS)
 
 # One process: Stable Diffusion 1.5 beside its reference takes 8 GB.
 test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real sizes, whole runs
