@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.base.variant = placeholder(str)  # of its weight files, such as "fp16"; None: the plain ones
     config.data = ConfigDict({"path": placeholder(str), "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
     config.mapper.groups = ((0, 4), (4, 8), (8, 12), (12, 18))
-    # Without a sink the adapter can be exported as an IP-Adapter file.
+    # The text's query: the adapter can be exported as an IP-Adapter file (docs/method.md has what else that takes).
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 0.1})
     config.min_snr_gamma = 5.0
     config.evaluation = ConfigDict({"num_preview_people": 4})

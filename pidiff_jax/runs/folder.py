@@ -41,7 +41,7 @@ class Workdir:
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path, self.config = Path(path), json.loads(config.to_json_best_effort())
-        self._lease = filelock.SoftFileLease(self.path / LEASE, lease_duration=LEASE_SECONDS, timeout=0)
+        self._lease = filelock.SoftFileLease(self.path / LEASE, lease_duration=LEASE_SECONDS)
 
     def check(self) -> bool:
         """Checks that the folder is free or belongs to the same config; returns whether the run is complete.

@@ -66,9 +66,8 @@ def read_history(workdir: Path) -> list[Report]:
     merged: dict[int, Report] = {}
     path = workdir / HISTORY
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for number, line in enumerate(
-        text[: text.rfind("\n") + 1].split("\n")[:-1], start=1
-    ):  # without a last line cut off
+    whole_lines = text.split("\n")[:-1]  # what follows the last line feed was cut off, or is nothing
+    for number, line in enumerate(whole_lines, start=1):
         try:
             entry = json.loads(line)
             merged.setdefault(entry["step"], {}).update(entry)

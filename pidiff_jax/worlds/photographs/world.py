@@ -106,11 +106,13 @@ def first_records(source: Source, num_people: int, num_records: int) -> list[lis
         ValueError: a person has fewer than `num_records`.
     """
     found: dict[int, list[dict[str, np.ndarray]]] = {}
-    for record in map(source.__getitem__, range(len(source))):
+    for index in range(len(source)):
+        record = source[index]
         person = int(record["person_id"])
-        if person in found or len(found) < num_people:
-            own = found.setdefault(person, [])
-            own.extend([record] if len(own) < num_records else [])
+        if len(found) < num_people:
+            found.setdefault(person, [])
+        if person in found and len(found[person]) < num_records:
+            found[person].append(record)
         if len(found) == num_people and all(len(own) == num_records for own in found.values()):
             break
     for person, own in found.items():
