@@ -3,6 +3,9 @@
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
+# What pictures, codes and weights the values of a config were chosen for.
+WORLD_VERSIONS = {"portraits": 2, "photographs": 1}
+
 
 def base_config(world: str, task: str) -> ConfigDict:
     """Length, cadence and machine of a run.
@@ -10,7 +13,7 @@ def base_config(world: str, task: str) -> ConfigDict:
     world: where base model and data come from, "portraits" (embedded) or "photographs".
     task: what is trained, "identity" or one of the world's own.
     """
-    config = ConfigDict({"world": world, "task": task, "seed": 0})
+    config = ConfigDict({"world": world, "world_version": WORLD_VERSIONS[world], "task": task, "seed": 0})
     config.num_steps = 1_000
     config.batch_size = 16
     config.accumulate_steps = 1  # parts that a batch is worked through in, to save memory

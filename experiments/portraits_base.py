@@ -21,13 +21,11 @@ def get_config(part: str = "unet") -> ConfigDict:
     config = common.base_config("portraits", "autoencoder" if part == "vae" else "text_to_image")
     config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
     if part == "vae":
-        config.num_steps = 3_000
-        config.batch_size = 32
+        config.num_steps = 2_500
         config.ema_decay = 0.998
-        config.data.num_people, config.data.pictures_per_person = 4096, 2
-        config.data.views = ("wild", "aligned")
-        config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "mse": 1.0, "kl": 1e-3})
-        learning_rate = 2e-3
+        config.data.views = ("wild",)
+        config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "mse": 1.0, "kl": 5e-3})
+        learning_rate = 1e-2
     else:
         config.num_steps = 10_000
         config.base = ConfigDict({"path": placeholder(str)})  # folder of vae.safetensors; None: the shipped one
@@ -39,6 +37,7 @@ def get_config(part: str = "unet") -> ConfigDict:
     config.groups = ConfigDict(
         {
             "all": {
+                "optimizer": "muon",
                 "learning_rate": learning_rate,
                 "weight_decay": 0.01,
                 "b2": 0.99,

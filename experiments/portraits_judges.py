@@ -1,31 +1,43 @@
-"""The judges, trained on people that no other training sees: a face recogniser, a scene classifier, a face segmenter.
+"""The judges, trained on people that no other training sees.
+
+A face recogniser, a scene classifier, a face segmenter, a finder of landmarks, and the features in which realism is measured.
 
 python -m launch.train --config=experiments/portraits_judges.py:recogniser --workdir=runs/portraits_recogniser
 python -m launch.train --config=experiments/portraits_judges.py:scenes     --workdir=runs/portraits_scenes
 python -m launch.train --config=experiments/portraits_judges.py:segmenter  --workdir=runs/portraits_segmenter
+python -m launch.train --config=experiments/portraits_judges.py:landmarks  --workdir=runs/portraits_landmarks
+python -m launch.train --config=experiments/portraits_judges.py:realism    --workdir=runs/portraits_realism
 """
 
 from ml_collections import ConfigDict
 
 from experiments import common
 
-LOSSES = {"recogniser": "contrastive", "scenes": "classification", "segmenter": "segmentation"}
+# The terms of each part's loss, and its steps.
+PARTS = {
+    "recogniser": ({"contrastive": 1.0}, 450),
+    "scenes": ({"classification": 1.0}, 1_000),
+    "segmenter": ({"segmentation": 1.0}, 500),
+    "landmarks": ({"position": 1.0}, 1_000),
+    "realism": ({"regression": 1.0, "classification": 1.0}, 1_500),
+}
 
 
 def get_config(part: str = "recogniser") -> ConfigDict:
-    """`part` is "recogniser", "scenes" or "segmenter"; a few minutes each on two CPU cores."""
-    if part not in LOSSES:
-        raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(LOSSES)}, got {part!r}")
+    """`part` is a key of `PARTS`; a few minutes each on two CPU cores."""
+    if part not in PARTS:
+        raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(PARTS)}, got {part!r}")
+    losses, num_steps = PARTS[part]
     recogniser = part == "recogniser"
     config = common.base_config("portraits", part)
     config.seed = 7
-    config.num_steps = {"recogniser": 450, "scenes": 1_000, "segmenter": 500}[part]
+    config.num_steps = num_steps
     config.batch_size = 96 if recogniser else 32
     config.ema_decay = 0.99
     config.log_every_steps = 20
     config.checkpoint_every_steps = 250
     config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
-    config.losses = ConfigDict({LOSSES[part]: 1.0})
+    config.losses = ConfigDict(losses)
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
     config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))
     config.groups = ConfigDict(

@@ -68,6 +68,25 @@ def embedding_diversity(embeddings: Float[np.ndarray, "n s d"]) -> Float[np.ndar
     return _mean_over_pairs(_unit(embeddings), lambda a, b: (1.0 - (a * b).sum(-1)) / 2.0)
 
 
+def frechet_distance(features: Float[np.ndarray, "n d"], others: Float[np.ndarray, "m d"]) -> float:
+    """How far two sets of pictures are from each other: the Fréchet distance of Gaussians fitted to their features.
+
+    0 for equal means and covariances. It is an FID only with Inception's features; with fewer pictures it is larger, so
+    compare equal numbers.
+
+    Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
+    """
+    (mean, covariance), (other_mean, other_covariance) = (
+        (x.mean(0), np.cov(x, rowvar=False)) for x in (np.asarray(features, np.float64), np.asarray(others, np.float64))
+    )
+    # The trace of the root of A B is that of the root of the symmetric A^1/2 B A^1/2.
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ other_covariance @ root), 0.0)).sum()
+    distance = np.square(mean - other_mean).sum() + np.trace(covariance) + np.trace(other_covariance) - 2.0 * shared
+    return float(max(distance, 0.0))
+
+
 def _unit(embeddings: np.ndarray) -> np.ndarray:
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
 

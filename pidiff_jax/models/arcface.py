@@ -40,6 +40,10 @@ class ArcFace(nn.Module):
         if self.spec.pooling == "flatten":
             self.output_layer_4 = BatchNorm()
 
+    def features(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
+        """What the backbone sees, normalised, the mean over space."""
+        return self.output_layer_0(self.backbone(pixels)[-1]).mean((1, 2))
+
     def logits(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
         """The output layer without normalisation."""
         size = self.spec.input_size

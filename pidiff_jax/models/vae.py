@@ -21,9 +21,8 @@ DOWNSAMPLING_PADDING = ((0, 1), (0, 1))
 class VAESpec:
     """Sizes of an `AutoencoderKL`; the defaults are those of Stable Diffusion 1.x and 2.x.
 
-    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `patch_size` folds
-    squares of that many pixels a side into channels before the encoder and unfolds them after the decoder, which makes
-    tiny models cheap.
+    `scaling_factor` multiplies raw latents before diffusion; the module itself never applies it. `mid_attention` is
+    diffusers' `mid_block_add_attention`.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -31,7 +30,6 @@ class VAESpec:
     latent_channels: int = 4
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
-    patch_size: int = 1
     in_channels: int = 3
     mid_attention: bool = True
 
@@ -43,7 +41,7 @@ class VAESpec:
     @property
     def downsampling(self) -> int:
         """Pixels on a side for one latent."""
-        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+        return 2 ** (len(self.block_out_channels) - 1)
 
 
 class AutoencoderKL(nn.Module):
@@ -73,14 +71,13 @@ class AutoencoderKL(nn.Module):
                 f"expected pixels with height and width divisible by {factor}, got {pixels.shape[1:3]}; resize or "
                 "crop them"
             )
-        moments = self.quant_conv(self.encoder(space_to_depth(pixels, self.spec.patch_size)))
+        moments = self.quant_conv(self.encoder(pixels))
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, *_LOG_VARIANCE_RANGE)
 
     def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
         """Returns float32 pixels, about [-1, 1] and not clipped, for raw latents (already divided by the factor)."""
-        patches = self.decoder(self.post_quant_conv(latents))
-        return depth_to_space(patches, self.spec.patch_size).astype(jnp.float32)
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Reconstructs pixels from the mean latents; also what `init` traces to create every parameter."""
@@ -89,7 +86,7 @@ class AutoencoderKL(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (or folded patches) to moments: (b, h, w, c) -> (b, h/2^n, w/2^n, 2*latent_channels)."""
+    """Pixels to moments: (b, h, w, c) -> (b, h/2^n, w/2^n, 2*latent_channels)."""
 
     spec: VAESpec
     dtype: DTypeLike = jnp.float32
@@ -113,7 +110,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels (or folded patches): (b, h, w, latent_channels) -> (b, h*2^n, w*2^n, c)."""
+    """Latents to pixels: (b, h, w, latent_channels) -> (b, h*2^n, w*2^n, c)."""
 
     spec: VAESpec
     dtype: DTypeLike = jnp.float32
@@ -133,7 +130,7 @@ class Decoder(nn.Module):
                 name=f"up_blocks_{level}",
             )(x)
         x = GroupNorm(spec.norm_num_groups, _EPSILON, nn.silu, self.dtype, name="conv_norm_out")(x)
-        return Conv(spec.in_channels * spec.patch_size**2, dtype=self.dtype, name="conv_out")(x)
+        return Conv(spec.in_channels, dtype=self.dtype, name="conv_out")(x)
 
 
 class DownBlock(nn.Module):
@@ -201,17 +198,3 @@ class SpatialAttention(nn.Module):
         out = dot_product_attention(q, k, v, num_heads=1)
         out = Dense(c, axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out)
         return x + out.reshape(x.shape)
-
-
-def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
-    """Folds squares of `size` x `size` positions into channels, ordered (row, column, channel)."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // size, size, w // size, size, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
-
-
-def depth_to_space(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c2"]:
-    """Inverse of `space_to_depth`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, size, size, c // size**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, c // size**2)

@@ -27,8 +27,9 @@ class GroupSpec:
     learning_rate is the peak; see `schedules.make_schedule` for schedule, warmup_steps, decay_fraction and end_factor.
     weight_decay applies to arrays of two or more dimensions, so not to biases and norms.
     optimizer: "adamw", or "muon", whose updates of matrices are orthogonal: directions of small gradients are learned as
-        fast as those of large ones. With "muon", arrays of other than two dimensions are trained by Adam with Nesterov's
-        momentum and without decay. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+        fast as those of large ones. A convolution's kernel is a matrix from patches to channels. With "muon", arrays of
+        fewer dimensions are trained by Adam with Nesterov's momentum and without decay.
+        Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
     momentum: of Muon's matrices; b1 and b2 are Adam's, eps serves both.
     """
 
@@ -144,10 +145,20 @@ def _muon(spec: GroupSpec, schedule: optax.Schedule) -> optax.GradientTransforma
         consistent_rms=_MUON_RMS,
         adam_b1=spec.b1,
         adam_b2=spec.b2,
+        muon_weight_dimension_numbers=_matrix_dimensions,
     )
 
 
 _TRANSFORMS = {"adamw": _adamw, "muon": _muon}
+
+
+def _matrix_dimensions(params: Any) -> Any:
+    """The axes of every array that are inputs and outputs, as Flax has them: outputs last; None: no matrix."""
+
+    def of(x: Any) -> contrib.MuonDimensionNumbers | None:
+        return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim >= 2 else None
+
+    return jax.tree.map(of, params)
 
 
 def _is_matrix(params: Any) -> Any:

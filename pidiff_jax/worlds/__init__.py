@@ -13,12 +13,22 @@ def open_world(config: Any) -> World:
     """The world of `config.world`; reads nothing yet, and imports no other world.
 
     Raises:
-        ValueError: the config names none, or one that doesn't exist.
+        ValueError: the config names none, one that doesn't exist, or another version of it.
     """
     try:
-        return _open(config, config.get("world"))
+        return _of_this_version(_open(config, config.get("world")), config)
     except AttributeError as error:  # of a key that the world reads
         raise ValueError(f"expected a config for the world {config.world!r}, got one without a key: {error}") from error
+
+
+def _of_this_version(world: World, config: Any) -> World:
+    version = config.get("world_version", 1)  # configs of the first versions have no such key
+    if version != world.version:
+        raise ValueError(
+            f"expected a config or run {world.title} in its version {world.version}, got version {version}, whose pictures, "
+            "codes and weights were others; train again, or open it with the pidiff_jax that made it"
+        )
+    return world
 
 
 def _open(config: Any, name: str | None) -> World:

@@ -15,6 +15,8 @@ class World(Protocol):
 
     title: str
     """What follows "a run", for people: "of the embedded world", "on photographs"."""
+    version: int
+    """Raised when pictures, codes or weights change, so that runs and configs of before no longer mean the same."""
     wplus_size: tuple[int, int]
     """Layers and width of the W+ codes."""
 

@@ -68,3 +68,15 @@ def test_diversity_is_the_mean_distance_over_pairs():
 def test_one_seed_has_no_diversity():
     with pytest.raises(ValueError, match="at least 2 seeds"):
         scores.pixel_diversity(np.zeros((1, 1, 4, 4, 3), np.float32))
+
+
+def test_the_frechet_distance_is_that_of_two_gaussians():
+    """Their samples are made to have exactly the means and covariances that the closed form is known for."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 3))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    first, other = x * [1.0, 2.0, 0.5] @ rotation, (x * [3.0, 2.0, 1.0] + [1.0, 0.0, -2.0]) @ rotation
+    assert scores.frechet_distance(first, other) == pytest.approx(4.0 + 0.25 + 5.0)
+    assert scores.frechet_distance(other, first) == pytest.approx(4.0 + 0.25 + 5.0)
+    assert scores.frechet_distance(first, first[::-1]) == pytest.approx(0.0, abs=1e-6)

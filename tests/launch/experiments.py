@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 PARTS = {
     "ffhq": [None],
     "portraits_base": ["vae", "unet"],
-    "portraits_judges": ["recogniser", "scenes", "segmenter"],
+    "portraits_judges": ["recogniser", "scenes", "segmenter", "landmarks", "realism"],
     "portraits_wplus": [None],
     "quickstart": ["short", "long"],
 }

@@ -102,22 +102,6 @@ def test_full_size_tree_has_the_published_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 83_653_863
 
 
-def test_folding_pixels_into_patches_is_undone_exactly():
-    pixels = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 8, 12, 3)), jnp.float32)
-    folded = vae.space_to_depth(pixels, 4)
-    assert folded.shape == (2, 2, 3, 48)
-    np.testing.assert_array_equal(vae.depth_to_space(folded, 4), pixels)
-
-
-def test_a_patch_makes_latents_that_much_smaller():
-    spec = VAESpec(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, patch_size=2, mid_attention=False)
-    model, pixels = AutoencoderKL(spec), jnp.zeros((1, 16, 8, 3))
-    params = jax.eval_shape(model.init, jax.random.key(0), pixels)
-    mean, log_variance = jax.eval_shape(lambda p, x: model.apply(p, x, method="encode"), params, pixels)
-    assert mean.shape == log_variance.shape == (1, 4, 2, 4)
-    assert jax.eval_shape(lambda p, z: model.apply(p, z, method="decode"), params, mean).shape == pixels.shape
-
-
 def test_pixels_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"divisible by 4, got \(18, 16\)"):
         jax.eval_shape(AutoencoderKL(SPEC).init, jax.random.key(0), jnp.zeros((1, 18, 16, 3)))

@@ -16,7 +16,15 @@ from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_sh
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.train.identity_task import Dropout, IdentityTask, perturb_wplus
-from pidiff_jax.worlds.portraits.tasks.judges import RecogniserTask, SceneTask, SegmenterTask
+from pidiff_jax.worlds.portraits.judges import read_landmarks
+from pidiff_jax.worlds.portraits.tasks.judges import (
+    LandmarksTask,
+    RealismTask,
+    RecogniserTask,
+    SceneTask,
+    SegmenterTask,
+    bilinear_maps,
+)
 from pidiff_jax.worlds.portraits.tasks.wplus import jitter_colours, warp_shape
 from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
 
@@ -66,6 +74,43 @@ def test_the_segmenter_is_scored_by_the_overlap_of_its_mask(pixels):
     assert metrics["iou"] == 1.0 and wrong["iou"] == 0.0
     assert same["segmentation"].shape == (BATCH,)
     assert (same["segmentation"] < opposite["segmentation"]).all()
+
+
+def test_a_landmark_is_read_where_its_map_was_put():
+    points = jnp.array([[[3.0, 17.0], [20.6, 9.2]], [[31.0, 1.0], [12.0, 12.0]]])
+    maps = bilinear_maps(points / 32, 16)
+    np.testing.assert_allclose(maps.sum((1, 2)), 1.0, atol=1e-6)
+    found, sure = read_landmarks(jnp.log(maps + 1e-9), 32)
+    np.testing.assert_allclose(found, points, atol=1e-3)
+    np.testing.assert_allclose(sure, 1.0, atol=1e-3)
+    _, unsure = read_landmarks(jnp.zeros((1, 16, 16, 2)), 32)
+    assert unsure.max() <= 25 / 256 + 1e-6
+
+
+def test_landmarks_are_scored_by_where_their_eyes_are_found(pixels):
+    network = Segmenter(SegmenterSpec(backbone=BACKBONE, width=4, num_maps=5))
+    params = network.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"]
+    own, _ = read_landmarks(network.apply({"params": params}, pixels / 127.5 - 1.0), 32)
+    losses = LandmarksTask(network).losses
+    same, metrics = losses({"landmarks": params}, {"pixels": pixels, "landmarks": own}, KEY, train=False)
+    away = own.at[:, 1, 0].add(2.5)
+    _, wrong = losses({"landmarks": params}, {"pixels": pixels, "landmarks": away}, KEY, train=False)
+    assert same["position"].shape == (BATCH,)
+    assert metrics["within_2_px"] == 1.0 and wrong["within_2_px"] == 0.0
+
+
+def test_the_features_of_realism_learn_all_that_was_rendered(pixels):
+    network = ArcFace(ArcFaceSpec(backbone=BACKBONE, embedding_dim=3 + 5, input_size=32, pooling="gap"))
+    params = nn.meta.unbox(network.init(KEY, jnp.zeros((1, 32, 32, 3))))["params"]
+    values = np.asarray(network.apply({"params": params}, pixels / 127.5 - 1.0, method="logits"))
+    batch = {"pixels": pixels, "identity": values[:, :3], "scene": jnp.array([[0, 2], [1, 1], [0, 0], [1, 2]])}
+    losses, metrics = RealismTask(network, (2, 3)).losses({"realism": params}, batch, KEY)
+    assert losses["regression"].max() == 0.0 and metrics["r2"] == 1.0
+    background = jax.nn.log_softmax(values[:, 3:5])[np.arange(BATCH), batch["scene"][:, 0]]
+    assert (losses["classification"] > -background).all()  # the pattern's is added
+    features = network.apply({"params": params}, pixels / 127.5 - 1.0, method="features")
+    weights = params["output_layer_3"]
+    np.testing.assert_allclose(features @ weights["kernel"] + weights["bias"], values, atol=1e-5)
 
 
 def test_colours_and_shapes_are_changed_apart(pixels):

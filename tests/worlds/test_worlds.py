@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+from experiments import common
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.worlds import World, open_world
 from pidiff_jax.worlds.portraits.weight_files import save_weights
 from tests.launch.commands import call_script
 from tests.launch.experiments import get_config
+
+WORLDS = [("portraits", "quickstart"), ("photographs", "ffhq")]
 
 
 @pytest.mark.parametrize(("experiment", "judged"), [("quickstart", True), ("ffhq", False)])
@@ -36,6 +39,23 @@ def test_a_config_of_another_world_is_refused_with_the_key_that_it_lacks():
     config.world = "photographs"
     with pytest.raises(ValueError, match="a config for the world 'photographs', got one without a key: .*wplus_layers"):
         open_world(config)
+
+
+@pytest.mark.parametrize("version", [None, 1, 3])
+def test_a_config_of_another_version_of_the_world_is_refused_in_one_line(version):
+    config = get_config("quickstart")
+    del config["world_version"]
+    if version:
+        config.world_version = version
+    with pytest.raises(
+        ValueError, match=f"in its version 2, got version {version or 1}, whose .* train again"
+    ) as error:
+        open_world(config)
+    assert "\n" not in str(error.value)
+
+
+def test_configs_name_the_version_of_their_world():
+    assert {common.WORLD_VERSIONS[name] - open_world(get_config(config)).version for name, config in WORLDS} == {0}
 
 
 def test_people_that_are_trained_on_are_not_held_out():

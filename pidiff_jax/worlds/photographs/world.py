@@ -25,6 +25,7 @@ class PhotographsWorld:
     """Reads `config.base` (path, variant), `config.data` (path, wplus_layers, wplus_dim) and `config.evaluation`."""
 
     title = "on photographs"
+    version = 1
 
     def __init__(self, config: Any):
         self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)

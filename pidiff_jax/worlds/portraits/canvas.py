@@ -20,7 +20,7 @@ class Canvas:
         """How much of each pixel lies inside a shape."""
         return jnp.clip(0.5 - distance / self.pixel, 0.0, 1.0)
 
-    def paint(self, distance: Plane, colour: Colour, opacity: Scalar = 1.0) -> Plane:
+    def paint(self, distance: Plane, colour: Colour, opacity: Scalar | Plane = 1.0) -> Plane:
         """Paints the shape with this signed distance; returns how much of each pixel it covers now."""
         alpha = (self.coverage(distance) * opacity)[..., None]
         self.picture = self.picture * (1.0 - alpha) + colour * alpha
@@ -32,6 +32,12 @@ def ellipse(x: Plane, y: Plane, rx: Scalar, ry: Scalar) -> Plane:
     k = jnp.sqrt((x / rx) ** 2 + (y / ry) ** 2) + 1e-6
     gradient = jnp.sqrt((x / rx**2) ** 2 + (y / ry**2) ** 2) + 1e-6
     return k * (k - 1.0) / gradient
+
+
+def lens(x: Plane, y: Plane, rx: Scalar, ry: Scalar) -> Plane:
+    """Distance to an almond between two parabolas that meet in corners at (-rx, 0) and (rx, 0), exact on its edge."""
+    slope = 2.0 * ry * x / rx**2
+    return (jnp.abs(y) - ry * (1.0 - (x / rx) ** 2)) / jnp.sqrt(1.0 + slope**2)
 
 
 def rounded_box(x: Plane, y: Plane, rx: Scalar, ry: Scalar, radius: Scalar) -> Plane:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pidiff_jax.evaluation.subjects import Judges, People, Prompts, check_references, mean_codes
+from pidiff_jax.evaluation.subjects import JudgeFn, Judges, People, Prompts, check_references, mean_codes
 from pidiff_jax.models.arcface import ArcFace
 from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.worlds.portraits import networks, renderer
@@ -65,9 +65,42 @@ def load_judges() -> Judges:
         return jnp.stack([part.argmax(-1) for part in jnp.split(logits, edges, axis=-1)], axis=-1)
 
     def segment(pixels: Float[Array, "b h w 3"]) -> Array:
-        return jax.nn.sigmoid(segmenter.apply({"params": weights["segmenter"]}, pixels * 2.0 - 1.0))
+        return jax.nn.sigmoid(segmenter.apply({"params": weights["segmenter"]}, pixels * 2.0 - 1.0)[..., 0])
 
     return Judges(recogniser=jax.jit(recognise), scene=jax.jit(classify), face_mask=jax.jit(segment))
+
+
+def load_landmarks() -> Callable[[np.ndarray], tuple[Array, Array]]:
+    """The shipped finder of landmarks: pixels (b, h, w, 3) in [0, 1] to points and sureness, as `read_landmarks` gives them."""
+    weights, network = load_weights("landmarks")["landmarks"], Segmenter(networks.LANDMARKS)
+
+    def find(pixels: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+        return read_landmarks(network.apply({"params": weights}, pixels * 2.0 - 1.0), pixels.shape[1])
+
+    return jax.jit(find)
+
+
+def load_realism() -> JudgeFn:
+    """The shipped features of realism: pixels (b, h, w, 3) in [0, 1] to vectors (b, d)."""
+    weights, network = load_weights("realism")["realism"], ArcFace(networks.REALISM)
+    return jax.jit(lambda pixels: network.apply({"params": weights}, pixels * 2.0 - 1.0, method="features"))
+
+
+def read_landmarks(logits: Float[Array, "b h w n"], size_px: int) -> tuple[Float[Array, "b n 2"], Float[Array, "b n"]]:
+    """Points (x, y) in pixels of a picture, and how sure of them the maps are: their share at the point, in [0, 1].
+
+    A point is the mean of the 5x5 positions around the highest one, weighted by their shares.
+    """
+    b, h, w, n = logits.shape
+    shares = jax.nn.softmax(logits.reshape(b, h * w, n), axis=1)
+    rows, columns = jnp.divmod(jnp.arange(h * w), w)
+    best = shares.argmax(1)  # (b, n)
+    near = jnp.maximum(jnp.abs(rows[:, None] - rows[best][:, None]), jnp.abs(columns[:, None] - columns[best][:, None]))
+    shares = jnp.where(near <= 2, shares, 0.0)
+    total = shares.sum(1)
+    places = jnp.stack([columns, rows], -1) + 0.5
+    points = jnp.einsum("bpn,pd->bnd", shares, places) / total[..., None]
+    return points * (size_px / w), total
 
 
 def held_out_people(split: str, count: int, encode_wplus: Callable, num_references: int = 1) -> People:

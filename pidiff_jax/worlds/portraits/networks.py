@@ -1,6 +1,7 @@
 """The networks of the embedded world: tiny versions of every one that the real thing has, and of its judges."""
 
-from pidiff_jax.diffusion.schedule import NoiseSchedule
+from pidiff_jax.convert.diffusers_config import ScheduleSettings
+from pidiff_jax.convert.diffusers_folder import noise_schedule
 from pidiff_jax.models.arcface import ArcFaceSpec
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.e4e import E4eSpec
@@ -11,15 +12,19 @@ from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet, UNetSpec
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.worlds.portraits.renderer import RESOLUTION_PX, SCENE_ATTRIBUTES
+from pidiff_jax.worlds.portraits.renderer import NUM_IDENTITY_PARAMETERS, RESOLUTION_PX, SCENE_ATTRIBUTES
 from pidiff_jax.worlds.portraits.tokenizer import TEXT_LENGTH, caption_ids, portraits_tokenizer
 
 NUM_WPLUS_LAYERS, WPLUS_DIM, TOKEN_DIM = 10, 64, 64
 NUM_CLASSES = tuple(len(values) for values in SCENE_ATTRIBUTES.values())
 
 VAE = VAESpec(
-    block_out_channels=(96,), layers_per_block=1, latent_channels=8, norm_num_groups=16, scaling_factor=0.72,
-    patch_size=4, mid_attention=False,
+    block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=4, scaling_factor=0.95
+)
+# What a DDIMScheduler's config calls it.
+SCHEDULE = ScheduleSettings(
+    num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="squaredcos_cap_v2", prediction_type="v",
+    rescale_betas_zero_snr=False, timestep_spacing="trailing", set_alpha_to_one=True,
 )  # fmt: skip
 LATENT_SIZE = (RESOLUTION_PX // VAE.downsampling,) * 2
 UNET = UNetSpec(
@@ -41,6 +46,12 @@ SCENES = ArcFaceSpec(
     input_size=RESOLUTION_PX, pooling="gap",
 )  # fmt: skip
 SEGMENTER = SegmenterSpec()
+LANDMARKS = SegmenterSpec(num_maps=5)
+# Like the scene classifier; its features, before the output layer, are what realism is measured in.
+REALISM = ArcFaceSpec(
+    backbone=SCENES.backbone, embedding_dim=NUM_IDENTITY_PARAMETERS + sum(NUM_CLASSES), input_size=RESOLUTION_PX,
+    pooling="gap",
+)  # fmt: skip
 
 
 def text_spec() -> ClipTextSpec:
@@ -58,9 +69,12 @@ def base_components() -> Components:
         conditioner=ClipConditioner(ClipText(text_spec())),
         vae=AutoencoderKL(VAE),
         mapper=None,
-        schedule=NoiseSchedule.cosine(1000),
-        prediction_type="v",
+        schedule=noise_schedule(SCHEDULE),
+        prediction_type=SCHEDULE.prediction_type,
         null_text_ids=tuple(int(i) for i in caption_ids([""])[0]),
         latent_size=LATENT_SIZE,
         tokenizer=portraits_tokenizer(),
+        timestep_spacing=SCHEDULE.timestep_spacing,
+        steps_offset=SCHEDULE.steps_offset,
+        set_alpha_to_one=SCHEDULE.set_alpha_to_one,
     )

@@ -23,7 +23,9 @@ from pidiff_jax.worlds.portraits.painter import Face, Pose, View, paint_portrait
 
 NUM_IDENTITY_PARAMETERS = len(Face._fields)
 WORLD_SEED = 2505
-WORLD_VERSION = 1  # raise it with every change of pictures, masks, scenes or captions: cached records are known by it
+WORLD_VERSION = (
+    2  # raise it with every change of pictures, masks, scenes, captions or weights, in experiments/common.py too
+)
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
 PATTERNS = ("plain", "striped", "banded", "checked", "dotted", "ringed")
@@ -109,7 +111,7 @@ def held_out_scenes(count: int, split: str = "test", seed: int = 0) -> np.ndarra
 
 
 def identity_parameters(person_id: Int[Array, ""]) -> Float[Array, "p"]:
-    """The identity of a person: 20 values, uniform in [0, 1], in the order of `Face`."""
+    """The identity of a person: values, uniform in [0, 1], in the order of `Face`."""
     key = jax.random.fold_in(jax.random.key(WORLD_SEED), person_id)
     return jax.random.uniform(key, (NUM_IDENTITY_PARAMETERS,))
 
@@ -125,7 +127,7 @@ def draw(person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int =
 def draw_identity(
     identity: np.ndarray, person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int = 128
 ) -> Picture:
-    """Draws given identity parameters (n, 20) with the nuisance of the given (person id, picture id) pairs."""
+    """Draws given identity parameters (n, p) with the nuisance of the given (person id, picture id) pairs."""
     return _in_chunks(_draw_identity_batch, (identity, person_id, picture_id), view, chunk)
 
 
@@ -159,18 +161,17 @@ def _draw_one(
 def _sample_pose(key: Key[Array, ""], view: View) -> Pose:
     u = jax.random.uniform(key, (11,), minval=-1.0, maxval=1.0)
     wild = view == "wild"
-    spread = 5.0 if wild else 1.0
-    centre = jnp.array([32.0, 28.0 if wild else 32.0]) + jnp.array([u[0], 0.5 * u[1]]) * spread
+    centre = jnp.array([32.0, 26.0]) + jnp.array([5.0 * u[0], 2.0 * u[1]]) if wild else 32.0 + u[:2]
     return Pose(
         centre=centre,
-        scale=17.0 + 2.0 * u[2] if wild else 24.0 + 0.8 * u[2],
-        roll=(0.22 if wild else 0.05) * u[3],
-        yaw=(0.16 if wild else 0.08) * u[4],
-        smile=u[5],
+        scale=20.3 + 1.0 * u[2] if wild else 24.0 + 0.8 * u[2],
+        roll=(0.18 if wild else 0.05) * u[3],
+        yaw=(0.32 if wild else 0.12) * u[4],
+        smile=0.3 + 0.7 * u[5],
         mouth_open=jnp.maximum(u[6], 0.0),
         brow_raise=u[7],
         gaze=u[8],
-        light=(0.30 if wild else 0.15) * u[9],
+        light=(0.25 if wild else 0.15) * u[9],
         brightness=1.0 + (0.10 if wild else 0.06) * u[10],
     )
 

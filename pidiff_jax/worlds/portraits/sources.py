@@ -39,7 +39,8 @@ def checked_numbers(data: Any, split: str) -> tuple[int, int]:
 def pictures(
     split: str, num_people: int, per_person: int, view: renderer.View, first_picture: int = 0, start: int = 0
 ) -> dict:
-    """Renders pictures: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), scene (n, 3), person_id (n,); person-major.
+    """Renders pictures, person-major: pixels uint8 (n, h, w, 3), head_mask uint8 (n, h, w), landmarks (n, 5, 2), scene (n, 3),
+    person_id (n,).
 
     Raises:
         ValueError: nobody, or no picture, is asked for.
@@ -52,6 +53,7 @@ def pictures(
     return {
         "pixels": np.rint(picture.pixels * 255).astype(np.uint8),
         "head_mask": np.rint(picture.head_mask * 255).astype(np.uint8),
+        "landmarks": picture.landmarks,
         "scene": picture.scene,
         "person_id": people,
     }
@@ -69,6 +71,19 @@ def mask_source(split: str, num_people: int, per_person: int) -> ArraySource:
     """Wild pictures with their head masks."""
     wild = pictures(split, num_people, per_person, "wild")
     return ArraySource({name: wild[name] for name in ("pixels", "head_mask")})
+
+
+def landmark_source(split: str, num_people: int, per_person: int) -> ArraySource:
+    """Wild pictures with the landmarks of their faces."""
+    wild = pictures(split, num_people, per_person, "wild")
+    return ArraySource({name: wild[name] for name in ("pixels", "landmarks")})
+
+
+def rendering_source(split: str, num_people: int, per_person: int) -> ArraySource:
+    """Wild pictures with what they were rendered from: identity parameters and scenes."""
+    wild = pictures(split, num_people, per_person, "wild")
+    identity = np.asarray(jax.vmap(renderer.identity_parameters)(wild["person_id"]))
+    return ArraySource({"pixels": wild["pixels"], "identity": identity, "scene": wild["scene"]})
 
 
 def pair_source(split: str, num_people: int, pairs_per_person: int) -> ArraySource:

@@ -17,7 +17,7 @@ from pidiff_jax.locations import optional_path
 from pidiff_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
-from pidiff_jax.worlds.portraits import networks
+from pidiff_jax.worlds.portraits import networks, renderer
 from pidiff_jax.worlds.portraits.judges import HeldOutPortraits
 from pidiff_jax.worlds.portraits.sources import (
     cached_records,
@@ -36,6 +36,7 @@ class PortraitsWorld:
     """Reads `config.base` (path: folder of the base's weights; None or empty: the shipped ones) and `config.data`."""
 
     title = "of the embedded world"
+    version = renderer.WORLD_VERSION
     wplus_size = (networks.NUM_WPLUS_LAYERS, networks.WPLUS_DIM)
 
     def __init__(self, config: Any):

@@ -49,16 +49,18 @@ def test_splits_share_no_person():
 
 
 def test_the_neck_is_outside_the_head_mask_also_below_long_hair():
-    """In units of the head, eyes are at -0.08, the mouth at 0.52 and the chin at 1.0: the point at 1.25 is on the neck."""
+    """In units of the head, eyes are at -0.04, the mouth at 0.55 and the chin at 1.0: the point at 1.25 is on the neck."""
     people = renderer.person_ids("train", 2 * NUM)
     identity = np.array(jax.vmap(renderer.identity_parameters)(people))
     identity[:, 5] = 1.0  # the longest hair
     picture = renderer.draw_identity(identity, people, np.zeros(2 * NUM, np.int32), "wild")
-    left_eye, right_eye, _, left_mouth, right_mouth = picture.landmarks.transpose(1, 0, 2)
+    left_eye, right_eye, nose, left_mouth, right_mouth = picture.landmarks.transpose(1, 0, 2)
     eyes, mouth = (left_eye + right_eye) / 2, (left_mouth + right_mouth) / 2
-    x, y = np.rint(mouth + (mouth - eyes) * (0.73 / 0.6) - 0.5).astype(int).T
+    x, y = np.rint(mouth + (mouth - eyes) * (0.7 / 0.59) - 0.5).astype(int).T
     slope = (right_eye - left_eye)[:, 1] / (right_eye - left_eye)[:, 0]
-    upright = np.flatnonzero((np.abs(slope) < 0.05) & (y < renderer.RESOLUTION_PX))  # the neck doesn't tilt
+    frontal = np.abs(nose - eyes)[:, 0] < 1.0
+    # The neck doesn't tilt or turn.
+    upright = np.flatnonzero((np.abs(slope) < 0.08) & frontal & (y < renderer.RESOLUTION_PX))
     assert len(upright) > 10
     assert picture.head_mask[upright, y[upright], x[upright]].max() < 0.05
 

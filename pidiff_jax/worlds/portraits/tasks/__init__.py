@@ -1,7 +1,13 @@
 """The runs that make the embedded world's own weights, one file each: the losses, and how the config becomes a run."""
 
 from pidiff_jax.worlds.portraits.tasks.autoencoder import build_autoencoder
-from pidiff_jax.worlds.portraits.tasks.judges import build_recogniser, build_scenes, build_segmenter
+from pidiff_jax.worlds.portraits.tasks.judges import (
+    build_landmarks,
+    build_realism,
+    build_recogniser,
+    build_scenes,
+    build_segmenter,
+)
 from pidiff_jax.worlds.portraits.tasks.text_to_image import build_text_to_image
 from pidiff_jax.worlds.portraits.tasks.wplus import build_wplus
 
@@ -12,4 +18,6 @@ BUILDERS = {
     "recogniser": build_recogniser,
     "scenes": build_scenes,
     "segmenter": build_segmenter,
+    "landmarks": build_landmarks,
+    "realism": build_realism,
 }

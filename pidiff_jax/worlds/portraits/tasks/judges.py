@@ -1,10 +1,14 @@
-"""Trains the judges, on people that no other training sees: a recogniser, a scene classifier and a segmenter."""
+"""Trains the judges, on people that no other training sees.
+
+A recogniser, a scene classifier, a segmenter, a finder of landmarks, and the features in which realism is measured.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pidiff_jax.arrays import signed_pixels
@@ -13,7 +17,16 @@ from pidiff_jax.models.segmenter import Segmenter
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.train.step import LossFn
 from pidiff_jax.worlds.portraits import networks
-from pidiff_jax.worlds.portraits.sources import checked_numbers, mask_source, pair_source, picture_source
+from pidiff_jax.worlds.portraits.judges import read_landmarks
+from pidiff_jax.worlds.portraits.renderer import NUM_IDENTITY_PARAMETERS
+from pidiff_jax.worlds.portraits.sources import (
+    checked_numbers,
+    landmark_source,
+    mask_source,
+    pair_source,
+    picture_source,
+    rendering_source,
+)
 from pidiff_jax.worlds.portraits.tasks.common import (
     BYTE_PICTURE,
     ONE_PICTURE,
@@ -99,13 +112,65 @@ class SegmenterTask:
         """Per-example `segmentation` (binary cross-entropy per position); metric `iou` of the masks cut at one half."""
         pixels = signed_pixels(batch["pixels"])
         pixels = degrade(pixels, key) if train else pixels
-        logits = self.network.apply({"params": params["segmenter"]}, pixels)
+        logits = self.network.apply({"params": params["segmenter"]}, pixels)[..., 0]
         mask = batch["head_mask"].astype(jnp.float32) / 255.0
         b, h, w = logits.shape
         mask = mask.reshape(b, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))
         loss = (jax.nn.softplus(logits) - mask * logits).mean((1, 2))
         found, wanted = logits > 0, mask > 0.5
         return {"segmentation": loss}, {"iou": (found & wanted).sum() / jnp.maximum((found | wanted).sum(), 1)}
+
+
+@dataclass(frozen=True)
+class LandmarksTask:
+    """Find the landmarks. Batch: pixels uint8, landmarks (b, 5, 2) float32, pixels (x, y).
+
+    `network` gives one map a landmark, each a distribution over positions.
+    """
+
+    network: Segmenter
+
+    def losses(self, params: dict, batch: dict, key: PRNGKeyArray, train: bool = True) -> tuple[dict, dict]:
+        """Per-example `position` (cross-entropy, mean over landmarks); metric `within_2_px` of the eyes."""
+        pixels = signed_pixels(batch["pixels"])
+        size = pixels.shape[1]
+        pixels = degrade(pixels, key) if train else pixels
+        logits = self.network.apply({"params": params["landmarks"]}, pixels)
+        log_shares = jax.nn.log_softmax(logits.reshape(len(logits), -1, logits.shape[-1]), axis=1)
+        wanted = bilinear_maps(batch["landmarks"] / size, logits.shape[1]).reshape(log_shares.shape)
+        found, _ = read_landmarks(logits, size)
+        near = jnp.linalg.norm(found - batch["landmarks"], axis=-1) < 2.0
+        return {"position": -(wanted * log_shares).sum(1).mean(-1)}, {"within_2_px": near[:, :2].all(-1).mean()}
+
+
+def bilinear_maps(points: Float[Array, "b n 2"], size: int) -> Float[Array, "b h w n"]:
+    """Shares of the four positions around points (x, y) in [0, 1] of the picture; each map adds up to 1 inside it."""
+    centres = jnp.arange(size) + 0.5
+    near = jnp.maximum(1.0 - jnp.abs(points[..., None] * size - centres), 0.0)  # (b, n, 2, size)
+    return jnp.einsum("bny,bnx->byxn", near[:, :, 1], near[:, :, 0])
+
+
+@dataclass(frozen=True)
+class RealismTask:
+    """See what a picture was rendered from. Batch: pixels uint8, identity (b, p), scene (b, a) int32.
+
+    Pictures aren't degraded: the features shall notice blur. `network` gives the identity parameters, then the logits of the
+    scene's attributes.
+    """
+
+    network: ArcFace
+    num_classes: tuple[int, ...]
+
+    def losses(self, params: dict, batch: dict, key: PRNGKeyArray, train: bool = True) -> tuple[dict, dict]:
+        """Per-example `regression` (squared error, summed over parameters) and `classification`; metric `r2`."""
+        del key, train
+        values = self.network.apply({"params": params["realism"]}, signed_pixels(batch["pixels"]), method="logits")
+        identity = batch["identity"]
+        error = jnp.square(values[:, : identity.shape[1]] - identity)
+        loss: Array | float = 0.0
+        for index, logits in enumerate(split_logits(values[:, identity.shape[1] :], self.num_classes)):
+            loss -= jnp.take_along_axis(jax.nn.log_softmax(logits), batch["scene"][:, index, None], 1)[:, 0]
+        return {"regression": error.sum(-1), "classification": loss}, {"r2": 1.0 - error.mean() / identity.var()}
 
 
 def build_recogniser(config: Any) -> Experiment:
@@ -139,6 +204,32 @@ def build_segmenter(config: Any) -> Experiment:
     mask = jax.ShapeDtypeStruct(BYTE_PICTURE.shape[:2], BYTE_PICTURE.dtype)
     record = {"pixels": BYTE_PICTURE, "head_mask": mask}
     return _judge(config, "segmenter", network, SegmenterTask(network).losses, sources, record)
+
+
+def build_landmarks(config: Any) -> Experiment:
+    """The run that makes landmarks.safetensors, the judge of whether a face has eyes."""
+    network, numbers = Segmenter(networks.LANDMARKS), checked_numbers(config.data, "judges")
+    sources = Sources(
+        lambda: landmark_source("judges", *numbers),
+        lambda: landmark_source("validation", 256, 1),
+    )
+    record = {"pixels": BYTE_PICTURE, "landmarks": jax.ShapeDtypeStruct((5, 2), np.float32)}
+    return _judge(config, "landmarks", network, LandmarksTask(network).losses, sources, record)
+
+
+def build_realism(config: Any) -> Experiment:
+    """The run that makes realism.safetensors, the features in which drawn and rendered pictures are compared."""
+    network, numbers = ArcFace(networks.REALISM), checked_numbers(config.data, "judges")
+    sources = Sources(
+        lambda: rendering_source("judges", *numbers),
+        lambda: rendering_source("validation", 256, 1),
+    )
+    record = {
+        "pixels": BYTE_PICTURE,
+        "identity": jax.ShapeDtypeStruct((NUM_IDENTITY_PARAMETERS,), np.float32),
+        "scene": PICTURE_RECORD["scene"],
+    }
+    return _judge(config, "realism", network, RealismTask(network, networks.NUM_CLASSES).losses, sources, record)
 
 
 def _judge(config: Any, name: str, network: Any, losses: LossFn, sources: Sources, record: dict) -> Experiment:
