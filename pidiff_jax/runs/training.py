@@ -119,10 +119,12 @@ def _train_in(folder: Workdir, config: ConfigDict, started: float, build: Callab
             facts=facts,
         )
         write_results(saved, evaluator, folder.path)
+    if jax.process_index() == 0:
+        _write_weights(run, folder, facts, history)
     if run.step < settings.num_steps:
         report(f"stopped by config.max_seconds at step {run.step} of {settings.num_steps}; run again to go on")
     elif jax.process_index() == 0:
-        _finish(run, folder, facts, history)
+        folder.write(COMPLETE, facts)
 
 
 def _train(run: TrainingRun, folder: Workdir, started: float, evaluator: Evaluator | None) -> HistoryHook:
@@ -176,14 +178,14 @@ def _tell_first_step(started: float) -> Hook:
     return tell
 
 
-def _finish(run: TrainingRun, folder: Workdir, facts: dict[str, Any], history: HistoryHook) -> None:
-    """Writes what the run was for, and that it is complete."""
-    if run.plan.experiment.write_weights is not None:
-        reports = history.reports()
-        last = reports[-1] if reports else {}
-        scores = {name: value for name, value in last.items() if name.startswith("validation/")}
-        run.plan.experiment.write_weights(folder.path, run.params, {**facts, "scores": scores, "config": folder.config})
-    folder.write(COMPLETE, facts)
+def _write_weights(run: TrainingRun, folder: Workdir, facts: dict[str, Any], history: HistoryHook) -> None:
+    """Writes what the run was for, where that is a file of weights; at a time limit too, since the rates have decayed."""
+    if run.plan.experiment.write_weights is None:
+        return
+    reports = history.reports()
+    last = reports[-1] if reports else {}
+    scores = {name: value for name, value in last.items() if name.startswith("validation/")}
+    run.plan.experiment.write_weights(folder.path, run.params, {**facts, "scores": scores, "config": folder.config})
 
 
 def report(text: str) -> None:

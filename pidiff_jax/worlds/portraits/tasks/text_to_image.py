@@ -91,7 +91,7 @@ def build_text_to_image(config: Any) -> Experiment:
         file="base",
         init=init,
         losses=task.losses,
-        sources=Sources(lambda: source("train", *numbers), lambda: source("validation", 64, 2)),
+        sources=Sources(lambda: source("train", *numbers), lambda: source("validation", 512, 2)),
         record={
             "latent_mean": latent,
             "latent_log_variance": latent,
