@@ -4,7 +4,8 @@
     python -m launch.train --config=experiments/portraits_base.py:unet --workdir=runs/portraits_unet \
         --config.base.path=runs/portraits_vae/weights
 
-Each leaves its weights in <workdir>/weights. The scores of the shipped weights, and the time they took, are in
+The first takes an hour of a CPU core; the second is meant for a GPU (minutes; on a CPU, --config.batch_size=16
+--config.num_steps=10000 makes a plainer one in three hours of two cores). Each leaves its weights in <workdir>/weights. The scores of the shipped weights, and the time they took, are in
 pidiff_jax/worlds/portraits/weights/MODEL_CARD.md.
 """
 
@@ -19,7 +20,7 @@ def get_config(part: str = "unet") -> ConfigDict:
     if part not in ("vae", "unet"):
         raise ValueError(f"expected experiments/portraits_base.py:vae or :unet, got {part!r}")
     config = common.base_config("portraits", "autoencoder" if part == "vae" else "text_to_image")
-    config.data = ConfigDict({"num_people": 8192, "pictures_per_person": 4})
+    config.data = ConfigDict({"num_people": 8192 if part == "vae" else 24_576, "pictures_per_person": 4})
     if part == "vae":
         config.num_steps = 2_500
         config.ema_decay = 0.998
@@ -27,12 +28,13 @@ def get_config(part: str = "unet") -> ConfigDict:
         config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "mse": 1.0, "kl": 5e-3})
         learning_rate = 1e-2
     else:
-        config.num_steps = 10_000
+        config.num_steps = 5_330
+        config.batch_size = 256
         config.base = ConfigDict({"path": placeholder(str)})  # folder of vae.safetensors; None: the shipped one
         config.dropout = ConfigDict({"text": 0.1})
         config.min_snr_gamma = 5.0
         config.losses = ConfigDict({"denoising": 1.0})
-        learning_rate = 1e-3
+        learning_rate = 4e-3
     config.parameter_rules = ((r".*", "all"),)
     config.groups = ConfigDict(
         {

@@ -13,30 +13,29 @@ from ml_collections import ConfigDict
 
 from experiments import common
 
-# The terms of each part's loss, and its steps.
+# The terms of each part's loss, its steps, pictures of each, and people.
 PARTS = {
-    "recogniser": ({"contrastive": 1.0}, 450),
-    "scenes": ({"classification": 1.0}, 1_000),
-    "segmenter": ({"segmentation": 1.0}, 500),
-    "landmarks": ({"position": 1.0}, 1_000),
-    "realism": ({"regression": 1.0, "classification": 1.0}, 1_500),
+    "recogniser": ({"contrastive": 1.0}, 450, 96, 6_144),
+    "scenes": ({"classification": 1.0}, 1_000, 32, 6_144),
+    "segmenter": ({"segmentation": 1.0}, 500, 32, 6_144),
+    "landmarks": ({"position": 1.0}, 1_000, 32, 6_144),
+    "realism": ({"regression": 1.0, "classification": 1.0}, 11_960, 128, 49_152),
 }
 
 
 def get_config(part: str = "recogniser") -> ConfigDict:
-    """`part` is a key of `PARTS`; a few minutes each on two CPU cores."""
+    """`part` is a key of `PARTS`; a few minutes each on two CPU cores, "realism" on a GPU."""
     if part not in PARTS:
         raise ValueError(f"expected experiments/portraits_judges.py:PART with PART of {sorted(PARTS)}, got {part!r}")
-    losses, num_steps = PARTS[part]
-    recogniser = part == "recogniser"
+    losses, num_steps, batch_size, num_people = PARTS[part]
     config = common.base_config("portraits", part)
     config.seed = 7
     config.num_steps = num_steps
-    config.batch_size = 96 if recogniser else 32
-    config.ema_decay = 0.99
+    config.batch_size = batch_size
+    config.ema_decay = 0.998 if part == "realism" else 0.99
     config.log_every_steps = 20
     config.checkpoint_every_steps = 250
-    config.data = ConfigDict({"num_people": 6_144, "pictures_per_person": 2})
+    config.data = ConfigDict({"num_people": num_people, "pictures_per_person": 2})
     config.losses = ConfigDict(losses)
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
     config.parameter_rules = ((r"/(mean|var)$", "frozen"), (r".*", "all"))

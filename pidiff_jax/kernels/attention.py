@@ -16,9 +16,12 @@ Implementation = Literal["plain", "chunked", "cudnn", "pallas"]
 
 # Above this many query-key pairs per head the matrix of weights isn't kept in memory.
 _MAX_PLAIN_PAIRS = 512 * 512
-# XLA's CPU compiler fuses the plain formula into one slow kernel where there are more keys than this: eight times slower
-# than the loop at 256 x 256, and even with it at 64 x 64.
-_MAX_PLAIN_KEYS_CPU = 128
+# Few keys, as of a text or an identity. XLA's CPU compiler fuses the plain formula into one slow kernel where there are more:
+# eight times slower than the loop at 256 x 256, and even with it at 64 x 64. On an H100, 4096 queries of 40 keys take the
+# plain formula .9 of the time of cuDNN's kernel forward, .6 of it with gradients (benchmarks/attention.py).
+_FEW_KEYS = 128
+# On a GPU few keys are worked through plainly up to so many queries.
+_MAX_PLAIN_QUERIES_GPU = 4096
 _LANES = 128
 # The mesh axis that heads are split over; samples are split over all others.
 _HEADS_MESH_AXIS = "tensor"
@@ -35,7 +38,7 @@ def dot_product_attention(
     """Multi-head attention, softmax(q k^T / sqrt(e)) v with e = d / num_heads; softmax in float32.
 
     `mask` is True where a query may attend; None means everywhere. Without a mask no implementation holds the (n, m)
-    matrix of all heads for long sequences, neither forward nor backward. All agree to rounding.
+    matrix of all heads where both are long, neither forward nor backward. All agree to rounding.
 
     Raises:
         ValueError: d isn't divisible by `num_heads`.
@@ -64,15 +67,19 @@ def choose_implementation(
 ) -> Implementation:
     """Picks the implementation for a platform ("cpu", "gpu", "tpu") and shape.
 
-    cuDNN's fused kernel needs half precision and head widths that are multiples of 8 up to 128; the Pallas kernel needs
-    sequences in whole blocks and head widths up to its 128 lanes or a multiple of them.
+    cuDNN's fused kernel needs half precision, head widths that are multiples of 8 up to 128 and, to be differentiated, even
+    numbers of queries and keys; the Pallas kernel needs sequences in whole blocks and head widths up to its 128 lanes or a
+    multiple of them.
     """
-    half = dtype in (jnp.bfloat16, jnp.float16)
+    half, few_keys = dtype in (jnp.bfloat16, jnp.float16), num_keys <= _FEW_KEYS
     if masked:
         return "plain"
-    if platform == "gpu" and half and head_width % 8 == 0 and head_width <= 128:
+    if platform == "gpu" and few_keys and num_queries <= _MAX_PLAIN_QUERIES_GPU:
+        return "plain"
+    even = num_queries % 2 == 0 and num_keys % 2 == 0
+    if platform == "gpu" and half and even and head_width % 8 == 0 and head_width <= 128:
         return "cudnn"
-    if num_queries * num_keys <= _MAX_PLAIN_PAIRS and (platform != "cpu" or num_keys <= _MAX_PLAIN_KEYS_CPU):
+    if num_queries * num_keys <= _MAX_PLAIN_PAIRS and (platform != "cpu" or few_keys):
         return "plain"
     whole_blocks = num_queries % _LANES == 0 and num_keys % _LANES == 0
     if platform == "tpu" and whole_blocks and (head_width <= _LANES or head_width % _LANES == 0):

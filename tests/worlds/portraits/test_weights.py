@@ -21,7 +21,8 @@ from tests.launch.experiments import get_config
 MADE_BY = {
     "vae": ("portraits_base", "vae"), "base": ("portraits_base", "unet"), "wplus": ("portraits_wplus", None),
     "recogniser": ("portraits_judges", "recogniser"), "scenes": ("portraits_judges", "scenes"),
-    "segmenter": ("portraits_judges", "segmenter"),
+    "segmenter": ("portraits_judges", "segmenter"), "landmarks": ("portraits_judges", "landmarks"),
+    "realism": ("portraits_judges", "realism"),
 }  # fmt: skip
 
 
