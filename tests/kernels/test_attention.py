@@ -68,7 +68,9 @@ def test_the_choice_follows_platform_and_shape():
     assert choose("cpu", 4096, 4096, 40, jnp.float32, False) == "chunked"
     assert choose("gpu", 4096, 4096, 40, jnp.bfloat16, False) == "cudnn"
     assert choose("gpu", 4096, 4096, 160, jnp.bfloat16, False) == "chunked"
-    assert choose("gpu", 4096, 77, 40, jnp.bfloat16, False) == "plain"  # cuDNN's kernel has no gradient for an odd number
+    assert (
+        choose("gpu", 4096, 77, 40, jnp.bfloat16, False) == "plain"
+    )  # cuDNN's kernel has no gradient for an odd number
     assert choose("gpu", 4097, 4097, 40, jnp.bfloat16, False) == "chunked"
     assert choose("gpu", 16384, 77, 40, jnp.bfloat16, False) == "chunked"
     assert choose("gpu", 16384, 40, 40, jnp.bfloat16, False) == "cudnn"
