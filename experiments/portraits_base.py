@@ -4,8 +4,8 @@
     python -m launch.train --config=experiments/portraits_base.py:unet --workdir=runs/portraits_unet \
         --config.base.path=runs/portraits_vae/weights
 
-The first takes an hour of a CPU core; the second is meant for a GPU, where it takes minutes. On two CPU cores,
---config.batch_size=16 --config.num_steps=10000 makes a plainer one in three hours. Each leaves its weights in
+The first takes an hour of a CPU core; the second is meant for a GPU, where it takes minutes. On a CPU core,
+--config.batch_size=16 --config.num_steps=10000 makes a plainer one in about three hours. Each leaves its weights in
 <workdir>/weights. The scores of the shipped weights, and the time they took, are in
 pidiff_jax/worlds/portraits/weights/MODEL_CARD.md.
 """
