@@ -22,7 +22,7 @@ from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.paths import flatten
 from pidiff_jax.runs import folder as folders
 from pidiff_jax.runs.folder import Workdir
-from pidiff_jax.runs.training import train_run
+from pidiff_jax.runs.training import RunParts, train_run
 from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train import loop
 from pidiff_jax.train.hooks import ValidationHook
@@ -169,6 +169,19 @@ def test_out_of_time_it_stops_saves_and_can_go_on(tmp_path, whole, capsys):
     train(tmp_path / "run", max_seconds=None)
     assert json.loads((tmp_path / "run" / "complete.json").read_text(encoding="utf-8"))["num_steps"] == 12
     jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(whole))
+
+
+def test_out_of_time_it_leaves_the_weights_that_it_was_for(tmp_path):
+    cards = []
+
+    def build(config):
+        experiment = build_tiny()(config).experiment
+        return RunParts(replace(experiment, write_weights=lambda folder, params, card: cards.append(card)))
+
+    train(tmp_path / "run", build, max_seconds=0.0)
+    train(tmp_path / "run", build, max_seconds=None)
+    assert [card["num_steps"] for card in cards] == [1, 12]
+    assert all("validation/loss" in card["scores"] for card in cards)
 
 
 def test_a_run_that_diverges_stops_before_it_is_saved(tmp_path):
