@@ -25,11 +25,13 @@ def get_config(length: str = "short") -> ConfigDict:
     config.data = ConfigDict({"num_people": 8192 if long else 1600, "pictures_per_person": 2})
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
-    # The identity branch; see docs/method.md for what each choice does.
-    config.identity = ConfigDict({"variant": "independent", "sink": True, "value_scale": 5.0})
+    # The identity branch; see docs/method.md for what each choice does. It can leave as an IP-Adapter file: it reads the
+    # text's query, and the token of its sink stays zero, which is what the first rule is for.
+    config.identity = ConfigDict({"variant": "decoupled", "sink": True, "value_scale": 5.0})
     config.mapper.groups = tuple((layer, layer + 1) for layer in range(10))  # each layer of W+ by itself
     config.mapper.tokens_per_group = 4
     config.parameter_rules = (
+        (r"^mapper/norm/bias$", "frozen"),
         (r"^mapper/", "identity"),
         (r"^unet/.*/to_[qkv]_id/", "identity"),
         (r".*", "frozen"),
