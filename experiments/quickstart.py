@@ -22,7 +22,7 @@ def get_config(length: str = "short") -> ConfigDict:
     config.num_steps = 4_000 if long else 1_500
     config.batch_size = 16 if long else 8
     config.base = ConfigDict({"path": placeholder(str)})  # folder of other weights for the base; None: the shipped ones
-    config.data = ConfigDict({"num_people": 8192 if long else 3000, "pictures_per_person": 2})
+    config.data = ConfigDict({"num_people": 8192 if long else 1600, "pictures_per_person": 2})
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
     # The identity branch; see docs/method.md for what each choice does. It can leave as an IP-Adapter file: it reads the
