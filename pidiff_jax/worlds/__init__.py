@@ -25,8 +25,8 @@ def _of_this_version(world: World, config: Any) -> World:
     version = config.get("world_version", 1)  # configs of the first versions have no such key
     if version != world.version:
         raise ValueError(
-            f"expected a config or run {world.title} in its version {world.version}, got version {version}, whose pictures, "
-            "codes and weights were others; train again, or open it with the pidiff_jax that made it"
+            f"expected config.world_version={world.version}, as a config or run {world.title} has here, got {version}, whose "
+            "pictures, codes and weights were others; train again, or open it with the pidiff_jax that made it"
         )
     return world
 

@@ -48,7 +48,7 @@ def test_a_config_of_another_version_of_the_world_is_refused_in_one_line(version
     if version:
         config.world_version = version
     with pytest.raises(
-        ValueError, match=f"in its version 2, got version {version or 1}, whose .* train again"
+        ValueError, match=f"config.world_version=2, .*, got {version or 1}, whose .* train again"
     ) as error:
         open_world(config)
     assert "\n" not in str(error.value)
