@@ -55,6 +55,8 @@ def write_diffusers_folder(
     schedule: ScheduleSettings,
     latent_size: tuple[int, int],
     dtype: np.dtype | type = np.float32,
+    variant: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes configs, tokenizer and weights; the folder appears as a whole or not at all.
 
@@ -63,6 +65,8 @@ def write_diffusers_folder(
         params: {"unet", "vae", "text_encoder"}; an identity branch of the UNet stays behind.
         latent_size: height and width of the latents that the model was made for.
         dtype: of the weights.
+        variant: in the names of the weight files, for example "fp16"; None: plain names.
+        metadata: in the header of every weight file.
 
     Raises:
         FileExistsError: something is at `path` already.
@@ -93,6 +97,7 @@ def write_diffusers_folder(
             (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, tensors in weights.items():
             cast = {key: np.asarray(tensor).astype(dtype) for key, tensor in tensors.items()}
-            write_safetensors(folder / f"{name}.safetensors", cast, {"format": "pt"})
+            ending = f".{variant}.safetensors" if variant else ".safetensors"
+            write_safetensors(folder / f"{name}{ending}", cast, {**(metadata or {}), "format": "pt"})
         tokenizer.save_pretrained(folder / "tokenizer")
         os.rename(folder, path)

@@ -59,7 +59,7 @@ class PhotographsWorld:
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
-        return BaseModel(folder_components(self._folder), self._folder.load)
+        return BaseModel(folder_components(self._folder), self._folder.load, self._folder.schedule)
 
     def sources(self, record: RecordSpec) -> Sources:
         """Opens the records, and checks that the first of each split fits the model."""
