@@ -46,6 +46,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="PNG file for the first 64 samples, three times enlarged")
     args = parser.parse_args()
+    if args.pictures and (args.pictures.exists() or not args.pictures.parent.is_dir()):
+        parser.error(
+            f"expected --pictures to name a new file in a folder that is there, got {args.pictures}; correct it"
+        )
 
     renders = pictures("validation", args.num_pictures, 1, "wild")
     fresh = pictures("validation", args.num_pictures, 1, "wild", start=args.num_pictures)["pixels"] / np.float32(255)
@@ -61,8 +65,8 @@ def main() -> None:
     scores = {name: _scores(pixels, renders["scene"]) for name, pixels in shown.items()}
     for name, pixels in shown.items():
         scores[name]["distance"] = frechet_distance(_each(features, pixels), reference)
-    eyes, frontal = renders["landmarks"][:, [LEFT_EYE, RIGHT_EYE]], _found_eyes(shown["renders"])[2]
-    off = np.linalg.norm(_found_eyes(shown["renders"])[0] - eyes, axis=-1).max(-1)
+    eyes, _, frontal = _found_eyes(shown["renders"])
+    off = np.linalg.norm(eyes - renders["landmarks"][:, [LEFT_EYE, RIGHT_EYE]], axis=-1).max(-1)
     scores["renders"]["eyes_where_painted"] = float((off < 2.0)[frontal].mean())
     scores["reconstructions"]["psnr_db"] = _psnr(reconstructions, shown["renders"])
     scores["samples"]["distance_over_reconstructions"] = (

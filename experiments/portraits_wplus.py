@@ -9,7 +9,7 @@ from experiments import common
 
 
 def get_config() -> ConfigDict:
-    """Two minutes of a GPU, about an hour of two CPU cores."""
+    """Three minutes of a GPU, an hour and a half of a CPU core."""
     config = common.base_config("portraits", "wplus")
     config.num_steps = 1_942
     config.batch_size = 64
