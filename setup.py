@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"pidiff_jax": ["worlds/portraits/weights/*", "evaluation/report/*.j2"]},
+    package_data={"pidiff_jax": ["worlds/portraits/weights/*", "evaluation/report/*.j2", "export/torch_files/*.py"]},
     install_requires=[
         "absl-py>=2.1",
         "filelock>=3.30",

@@ -34,6 +34,9 @@ def adapter(config: ConfigDict) -> ConfigDict:
     """Adds the keys that every identity adapter has; docs/method.md says what each choice does."""
     config.compute_dtype = placeholder(str)  # None: float32 on a CPU, bfloat16 on accelerators
     config.identity = ConfigDict({"variant": "decoupled", "sink": False, "value_scale": 1.0})
+    config.init = ConfigDict(
+        {"adapter": placeholder(str)}
+    )  # file of an adapter to start from; None: from the text's weights
     config.mapper = ConfigDict({"kind": "linear", "tokens_per_group": 1})  # or "mlp"
     config.mapper.hidden_width = placeholder(int)  # units of each group's hidden layer; None: none, as "linear" wants
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})

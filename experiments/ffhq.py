@@ -28,8 +28,11 @@ def get_config() -> ConfigDict:
     config.validate_every_steps = 1_000
     config.checkpoint_every_steps = 1_000
     config.num_checkpoints = 3
-    config.base = ConfigDict({"path": placeholder(str)})  # a Stable Diffusion folder, with model_index.json
-    config.base.variant = placeholder(str)  # of its weight files, such as "fp16"; None: the plain ones
+    config.base = ConfigDict({"path": placeholder(str)})  # a Stable Diffusion folder, with model_index.json, or file
+    config.base.variant = placeholder(str)  # of a folder's weight files, such as "fp16"; None: the plain ones
+    config.base.tokenizer = placeholder(str)  # folder, for a model in one file; None: CLIP's own
+    config.base.prediction_type = placeholder(str)  # of a model in one file, "eps" or "v"; None: what the file says
+    config.base.loras = ()  # "FILE:SCALE", merged into the base model
     config.data = ConfigDict({"path": placeholder(str), "wplus_layers": 18, "wplus_dim": 512})  # a folder of records
     config.mapper.groups = ((0, 4), (4, 8), (8, 12), (12, 18))
     # The text's query: the adapter can be exported as an IP-Adapter file (docs/method.md has what else that takes).

@@ -61,6 +61,7 @@ def test_a_path_that_is_none_is_said_so(home):
 PATH_FLAGS = {
     "train": ["config", "workdir", "compilation_cache"],
     "evaluate": ["workdir", "output", "base_path", "data_path", "compilation_cache"],
+    "convert": ["source", "output", "tokenizer", "compilation_cache"],
     "prepare": ["photographs", "base", "e4e", "output", "compilation_cache"],
 }
 
@@ -82,7 +83,7 @@ def test_every_flag_of_a_path_goes_through_the_same_door(command, flag, tmp_path
 def test_every_key_of_a_path_goes_through_the_same_door(name, part):
     items = dict(config_items(get_config(name, part)))
     texts = {key for key, value in items.items() if isinstance(value, str) and key.split(".")[-1] not in WORDS}
-    keys = {key for key in items if key.split(".")[-1] in ("path", "cache")}
+    keys = {key for key in items if key.split(".")[-1] in ("path", "cache", "tokenizer")}
     assert texts <= keys, f"a text that is neither a path nor a known word: {texts - keys}"
     for key in keys:
         config = get_config(name, part)

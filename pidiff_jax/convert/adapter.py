@@ -7,20 +7,71 @@ file type. The mapper's part of an IP-Adapter is in `image_projection`.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import linen as nn
 
+from pidiff_jax.convert.files import naming, open_tensors
 from pidiff_jax.convert.image_projection import from_image_projection, to_image_projection
+from pidiff_jax.convert.recognise import recognise
 from pidiff_jax.convert.table import DENSE, SAME, Entry, to_foreign, to_ours
 from pidiff_jax.convert.unet import split_identity
-from pidiff_jax.models.identity_mapper import MapperSpec
-from pidiff_jax.models.shapes import unet_shapes
+from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
+from pidiff_jax.models.shapes import mapper_shapes, unet_shapes
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 from pidiff_jax.paths import flatten
 
 _STAGES = ("down_blocks", "up_blocks", "mid_block")
+
+
+# Formats of files, and the variants of identity attention that they can hold; None: any.
+_VARIANTS = {"ip_adapter": ("decoupled",), "wplus_adapter": ("residual",), "adapter": None}
+
+
+def check_adapter_file(path: Path, variant: str) -> None:
+    """Looks whether a file holds an adapter of this variant of identity attention; reads no weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds something else, or another variant's adapter.
+    """
+    found = recognise(path)
+    if found.kind not in _VARIANTS:
+        raise ValueError(
+            f"expected an adapter's file (ours, IP-Adapter or w-plus-adapter), got {found.title} at {path}; correct the path"
+        )
+    variants = _VARIANTS[found.kind]
+    if variants is not None and variant not in variants:
+        raise ValueError(
+            f"expected an adapter for identity attention of the variant {variant!r}, got {found.title} at {path}, which is "
+            f"{variants[0]!r}; set config.identity.variant={variants[0]}"
+        )
+
+
+def load_adapter_file(path: Path, unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, dict[str, Any]]:
+    """Reads an adapter's file in any of the formats, in float32; returns {"unet": identity branch, "mapper"}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it doesn't fit the specs.
+    """
+    tensors, kind = dict(open_tensors(path).cast(np.float32)), recognise(path).kind
+    with naming(path):
+        if kind == "ip_adapter":
+            return from_ip_adapter(tensors, unet_spec, mapper_spec)
+        if kind == "wplus_adapter":
+            return from_wplus_adapter(tensors, unet_spec, mapper_spec)
+        return _own(tensors, unet_spec, mapper_spec)
+
+
+def _own(tensors: Mapping[str, np.ndarray], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, dict[str, Any]]:
+    branch = split_identity(nn.meta.unbox(unet_shapes(UNet(unet_spec))))[1]
+    mapper = nn.meta.unbox(mapper_shapes(IdentityMapper(mapper_spec)))
+    shapes = flatten({"unet": branch, "mapper": mapper})
+    table = [Entry(path, path, SAME, tuple(leaf.shape)) for path, leaf in shapes.items()]
+    return to_ours(table, tensors)
 
 
 def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:

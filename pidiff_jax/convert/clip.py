@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
+from pidiff_jax.convert.lazy_tensors import LazyTensors
+from pidiff_jax.convert.table import Entry, derive_table, ours_lazily, to_foreign
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.shapes import text_encoder_shapes
+from pidiff_jax.paths import unflatten
 
 _PREFIX = "text_model."
 # A constant 0, 1, 2, ... that older files carry.
@@ -28,8 +30,13 @@ def clip_from_transformers(spec: ClipTextSpec, tensors: Mapping[str, np.ndarray]
     Raises:
         ValueError: names every missing, unknown and misshapen tensor.
     """
-    named = {name if name.startswith(_PREFIX) else _PREFIX + name: tensor for name, tensor in tensors.items()}
-    return to_ours(clip_table(spec), named, _IGNORED)
+    return unflatten(dict(clip_lazily(spec, LazyTensors.of(tensors))))
+
+
+def clip_lazily(spec: ClipTextSpec, tensors: LazyTensors) -> LazyTensors:
+    """`clip_from_transformers`, by path and one by one."""
+    names = {name: name if name.startswith(_PREFIX) else _PREFIX + name for name in tensors}
+    return ours_lazily(clip_table(spec), tensors.renamed(names), _IGNORED)
 
 
 def clip_to_transformers(spec: ClipTextSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

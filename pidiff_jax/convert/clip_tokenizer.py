@@ -3,6 +3,8 @@
 import codecs
 import contextlib
 import functools
+import gzip
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from pidiff_jax.convert.files import naming
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+_NUM_MERGES = 48_895  # lines of CLIP's file that count, the first one apart: its source, clip/simple_tokenizer.py
 _TOKEN_FILES = ("vocab.json", "tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 
 Merges = list[tuple[str, str]]
@@ -69,6 +72,38 @@ def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:
         model_max_length=max_length,
     )
     return _checked(tokenizer, vocabulary, "the words' vocabulary")
+
+
+def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
+    """CLIP's own tokenizer, of 49,408 tokens and texts of 77, for models whose file has none.
+
+    pad: the token after a text's end: None for that of its end, as in Stable Diffusion 1.x; "!" in 2.x.
+
+    The vocabulary is a file of the package open-clip-torch, which is read and not imported.
+
+    Raises:
+        FileNotFoundError: the package isn't installed.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    places = spec.submodule_search_locations if spec else None
+    path = Path(places[0]) / "bpe_simple_vocab_16e6.txt.gz" if places else None
+    if path is None or not path.is_file():
+        raise FileNotFoundError(
+            "expected a tokenizer for a model in one file, which has none; give the folder of one (--tokenizer, "
+            "config.base.tokenizer), or install CLIP's: pip install --no-deps open-clip-torch"
+        )
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    merges = [(first, second) for first, second in (line.split() for line in lines[1:_NUM_MERGES])]
+    symbols = list(_byte_symbols().values())
+    tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *map("".join, merges), START, END]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type] # as in `word_tokenizer`
+        model_max_length=77,
+        **({} if pad is None else {"pad_token": pad}),
+    )
+    return _checked(tokenizer, vocabulary, str(path))
 
 
 def write_tokenizer(folder: Path | str, vocabulary: dict[str, int], merges: Merges, max_length: int) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,19 @@ import numpy as np
 from transformers import CLIPTokenizer
 
 from pidiff_jax.convert import diffusers_config as configs
-from pidiff_jax.convert.clip import clip_from_transformers
+from pidiff_jax.convert.clip import clip_lazily
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer
-from pidiff_jax.convert.files import naming, read_shard_index, read_tensors
-from pidiff_jax.convert.table import to_ours
+from pidiff_jax.convert.files import naming, open_tensors, read_shard_index
+from pidiff_jax.convert.lazy_tensors import LazyTensors, joined
+from pidiff_jax.convert.stable_diffusion import StableDiffusion
+from pidiff_jax.convert.table import ours_lazily
 from pidiff_jax.convert.unet import unet_table
-from pidiff_jax.convert.vae import vae_from_diffusers
+from pidiff_jax.convert.vae import vae_lazily
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
+from pidiff_jax.paths import unflatten
 
 # Weight files of each part without their suffixes, the usual name first.
 _STEMS = {
@@ -38,39 +40,7 @@ _CLASSES = {
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-@dataclass(frozen=True)
-class DiffusersFolder:
-    """A text-to-image model on disk: its specs, tokenizer and schedule; the parameters are read when they are asked for.
-
-    variant: of the weight files to read, for example "fp16"; None: the plain ones, or the only ones there are.
-    latent_size: height and width of the latents that the model was made for.
-    """
-
-    path: Path
-    variant: str | None
-    unet_spec: UNetSpec
-    vae_spec: VAESpec
-    text_spec: ClipTextSpec
-    tokenizer: CLIPTokenizer
-    schedule: configs.ScheduleSettings
-    latent_size: tuple[int, int]
-
-    def load(self, dtype: np.dtype | type | None = np.float32) -> dict[str, Any]:
-        """Reads {"unet", "vae", "text_encoder"} as plain nested dicts of host arrays; dtype None keeps the files'.
-
-        Raises:
-            FileNotFoundError: lists every missing file.
-            ValueError: a tensor that is missing, unknown or misshapen.
-        """
-        check_files(self.path, self.variant)
-        return {
-            "unet": load_unet(self.path / "unet", self.variant, dtype)[1],
-            "vae": load_vae(self.path / "vae", self.variant, dtype)[1],
-            "text_encoder": load_text_encoder(self.path / "text_encoder", self.variant, dtype)[1],
-        }
-
-
-def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> DiffusersFolder:
+def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> StableDiffusion:
     """Opens a Stable Diffusion 1.x or 2.x folder as `save_pretrained` of diffusers writes it; reads no weights.
 
     Args:
@@ -93,34 +63,33 @@ def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> Di
     tokenizer = load_tokenizer(path / "tokenizer")
     _check_parts(path, unet_spec, vae_spec, text_spec, tokenizer)
     latent_size = configs.latent_size(unet_config, unet_source)
-    return DiffusersFolder(path, variant, unet_spec, vae_spec, text_spec, tokenizer, schedule, latent_size)
-
-
-def load_unet(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[UNetSpec, dict[str, Any]]:
-    """Spec and parameters of a folder with a `UNet2DConditionModel`."""
-    spec = configs.unet_spec(*_config(folder))
-    return spec, _converted(weight_file(folder, _STEMS["unet"], variant), dtype, lambda x: to_ours(unet_table(spec), x))
+    read = partial(_read_folder, path, variant, unet_spec, vae_spec, text_spec)
+    return StableDiffusion(path, unet_spec, vae_spec, text_spec, tokenizer, schedule, latent_size, read)
 
 
 def load_vae(folder: Path, variant: str | None = None, dtype: Any = np.float32) -> tuple[VAESpec, dict[str, Any]]:
     """Spec and parameters of a folder with an `AutoencoderKL`."""
     spec = configs.vae_spec(*_config(folder))
-    return spec, _converted(weight_file(folder, _STEMS["vae"], variant), dtype, partial(vae_from_diffusers, spec))
-
-
-def load_text_encoder(
-    folder: Path, variant: str | None = None, dtype: Any = np.float32
-) -> tuple[ClipTextSpec, dict[str, Any]]:
-    """Spec and parameters of a folder with a `CLIPTextModel`."""
-    spec = configs.text_spec(*_config(folder))
-    file = weight_file(folder, _STEMS["text_encoder"], variant)
-    return spec, _converted(file, dtype, partial(clip_from_transformers, spec))
-
-
-def _converted(file: Path, dtype: Any, convert: Callable[[dict[str, np.ndarray]], dict[str, Any]]) -> dict[str, Any]:
-    tensors = read_tensors(file, dtype)
+    file = weight_file(folder, _STEMS["vae"], variant)
+    tensors = open_tensors(file).cast(dtype)
     with naming(file):
-        return convert(tensors)
+        return spec, unflatten(dict(vae_lazily(spec, tensors)))
+
+
+def _read_folder(path: Path, variant: str | None, unet: UNetSpec, vae: VAESpec, text: ClipTextSpec) -> LazyTensors:
+    check_files(path, variant)
+    converters: dict[str, Callable[[LazyTensors], LazyTensors]] = {
+        "unet": lambda tensors: ours_lazily(unet_table(unet), tensors),
+        "vae": partial(vae_lazily, vae),
+        "text_encoder": partial(clip_lazily, text),
+    }
+    parts = {}
+    for part, convert in converters.items():
+        file = weight_file(path / part, _STEMS[part], variant)
+        tensors = open_tensors(file)
+        with naming(file):
+            parts[part] = convert(tensors)
+    return joined(parts)
 
 
 def noise_schedule(settings: configs.ScheduleSettings) -> NoiseSchedule:

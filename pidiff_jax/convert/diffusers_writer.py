@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import CLIPTokenizer
 
-from pidiff_jax.convert.clip import clip_to_transformers
+from pidiff_jax.convert.clip import clip_table
 from pidiff_jax.convert.diffusers_config import (
     ScheduleSettings,
     scheduler_config,
@@ -22,12 +22,14 @@ from pidiff_jax.convert.diffusers_config import (
     vae_config,
 )
 from pidiff_jax.convert.files import write_safetensors
-from pidiff_jax.convert.table import to_foreign
-from pidiff_jax.convert.unet import split_identity, unet_table
-from pidiff_jax.convert.vae import vae_to_diffusers
+from pidiff_jax.convert.lazy_tensors import LazyTensors
+from pidiff_jax.convert.table import foreign_lazily
+from pidiff_jax.convert.unet import unet_table
+from pidiff_jax.convert.vae import vae_table
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
+from pidiff_jax.paths import flatten
 
 # The classes that diffusers makes of the parts.
 _INDEX = {
@@ -54,15 +56,19 @@ def write_diffusers_folder(
     tokenizer: CLIPTokenizer,
     schedule: ScheduleSettings,
     latent_size: tuple[int, int],
-    dtype: np.dtype | type = np.float32,
+    dtype: np.dtype | type | None = np.float32,
+    variant: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes configs, tokenizer and weights; the folder appears as a whole or not at all.
 
     Args:
         path: of the new folder.
-        params: {"unet", "vae", "text_encoder"}; an identity branch of the UNet stays behind.
+        params: {"unet", "vae", "text_encoder"}, or lazy tensors by path; an identity branch of the UNet stays behind.
         latent_size: height and width of the latents that the model was made for.
-        dtype: of the weights.
+        dtype: of the weights; None keeps theirs.
+        variant: in the names of the weight files, for example "fp16"; None: plain names.
+        metadata: in the header of every weight file.
 
     Raises:
         FileExistsError: something is at `path` already.
@@ -73,10 +79,12 @@ def write_diffusers_folder(
         raise FileExistsError(
             f"expected nothing at {path}, got a file or folder; choose another name or remove it first"
         )
+    leaves = LazyTensors.of(params if isinstance(params, LazyTensors) else flatten(params))
+    base = leaves.only(name for name in leaves if not name.endswith("_id/kernel")).cast(dtype)
     weights = {
-        "unet/diffusion_pytorch_model": to_foreign(unet_table(unet_spec), split_identity(params["unet"])[0]),
-        "vae/diffusion_pytorch_model": vae_to_diffusers(vae_spec, params["vae"]),
-        "text_encoder/model": clip_to_transformers(text_spec, params["text_encoder"]),
+        "unet/diffusion_pytorch_model": foreign_lazily(unet_table(unet_spec), base.under("unet/")),
+        "vae/diffusion_pytorch_model": foreign_lazily(vae_table(vae_spec), base.under("vae/")),
+        "text_encoder/model": foreign_lazily(clip_table(text_spec), base.under("text_encoder/")),
     }
     files = {
         "model_index.json": _INDEX,
@@ -92,7 +100,7 @@ def write_diffusers_folder(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, tensors in weights.items():
-            cast = {key: np.asarray(tensor).astype(dtype) for key, tensor in tensors.items()}
-            write_safetensors(folder / f"{name}.safetensors", cast, {"format": "pt"})
+            ending = f".{variant}.safetensors" if variant else ".safetensors"
+            write_safetensors(folder / f"{name}{ending}", tensors, {**(metadata or {}), "format": "pt"})
         tokenizer.save_pretrained(folder / "tokenizer")
         os.rename(folder, path)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import tempfile
@@ -13,18 +14,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import load_file, save_file
 
+from pidiff_jax.convert.lazy_tensors import LazyTensors
 from pidiff_jax.paths import listing
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Before this, a file could run code in spite of `weights_only=True` (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 _MAX_DEPTH = 32
-_SAFETENSORS_TYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64", "F16", "BF16", "F32", "F64")
+_DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(bool), "C64": np.dtype(np.complex64), "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+    **{f"{kind.upper()}{8 * size}": np.dtype(f"<{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)},
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict[str, np.ndarray]:
@@ -43,26 +50,36 @@ def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict
             too old to refuse code, or tensors that numpy can't hold (float8, sparse, quantised).
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a weight file at {path}, found none; check the path")
-    if path.suffix == ".json" and ".index" in path.name:
-        tensors = _read_shards(path)
-    elif path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    elif path.suffix in TORCH_SUFFIXES:
-        tensors = _read_torch(path)
-    else:
-        raise ValueError(
-            f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; convert "
-            "it first"
-        )
-    return tensors if dtype is None else {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+    _check_is_file(path)
+    tensors = LazyTensors.of(_read_torch(path)) if path.suffix in TORCH_SUFFIXES else open_tensors(path)
+    return dict(tensors.cast(dtype))
+
+
+def open_tensors(path: Path | str) -> LazyTensors:
+    """The tensors of a weight file, each read when it is asked for; as strict as `read_tensors`.
+
+    PyTorch files are mapped into memory, so that only what is asked for is read; those from before PyTorch 1.6 are read whole.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return LazyTensors.of(_read_torch(path, mapped=zipfile.is_zipfile(path)))
+    if not _is_index(path):
+        raise ValueError(_other_kind(path))
+    names = read_shard_index(path)
+    shards = {shard: open_tensors(path.parent / shard) for shard in _shards(path, names)}
+    for shard, tensors in shards.items():
+        _check_shard(path, shard, names, tensors)
+    structs = {name: shards[shard].structs[name] for name, shard in names.items()}
+    return LazyTensors(structs, lambda name: shards[names[name]].read(name))
 
 
 def write_safetensors(
     path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file that appears whole or not at all.
+    """Writes a safetensors file that appears whole or not at all; of `LazyTensors`, one tensor at a time is in memory.
 
     Raises:
         FileExistsError: something is at `path` already; it is left as it is.
@@ -72,15 +89,9 @@ def write_safetensors(
     if path.exists():
         raise FileExistsError(refusal)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # safetensors writes the memory behind an array whatever its strides are.
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
-        save_file(arrays, draft, metadata=dict(metadata) if metadata else None)
-        with open(draft, "rb+") as file:
-            os.fsync(file.fileno())
-        draft.with_suffix(".mode").touch()  # made with the user's own mask; safetensors lets nobody else read
-        draft.chmod(draft.with_suffix(".mode").stat().st_mode)
+        _stream_safetensors(draft, LazyTensors.of(tensors), metadata)
         try:
             os.link(draft, path)  # unlike a rename, fails if another process has made the file meanwhile
         except FileExistsError:
@@ -89,19 +100,53 @@ def write_safetensors(
             os.rename(draft, path)
 
 
+def _stream_safetensors(path: Path, tensors: LazyTensors, metadata: Mapping[str, str] | None) -> None:
+    """Header, then one tensor after the other.
+
+    Source: the format's description in the README of huggingface/safetensors.
+    """
+    if wrong := [key for key, value in (metadata or {}).items() if not isinstance(value, str)]:
+        raise ValueError(
+            f"expected strings as metadata, got something else in {', '.join(wrong)}; write it as JSON, say"
+        )
+    # The widest types first, so that every tensor is aligned to its own.
+    names = sorted(tensors.structs, key=lambda name: (-tensors.structs[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        struct = tensors.structs[name]
+        start, end = end, end + math.prod(struct.shape) * struct.dtype.itemsize
+        kind = _DTYPE_NAMES[np.dtype(struct.dtype)]
+        header[name] = {"dtype": kind, "shape": list(struct.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            struct, tensor = tensors.structs[name], np.asarray(tensors.read(name), order="C")
+            assert (tensor.shape, tensor.dtype) == (struct.shape, struct.dtype), name
+            file.write(tensor.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The free-form metadata in the header of a safetensors file; empty if it has none."""
     with _readable(Path(path)), safetensors.safe_open(path, "numpy") as file:
         return file.metadata() or {}
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _open_safetensors(path: Path) -> LazyTensors:
     with _readable(path):
-        with safetensors.safe_open(path, "numpy") as file:
-            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-        if other := {name: kind for name, kind in kinds.items() if kind not in _SAFETENSORS_TYPES}:
-            raise ValueError(_unreadable(path, other))
-        return load_file(path)
+        file = safetensors.safe_open(path, "numpy")
+        slices = {name: file.get_slice(name) for name in file.keys()}
+    kinds = {name: part.get_dtype() for name, part in slices.items()}
+    if other := {name: kind for name, kind in kinds.items() if kind not in _DTYPES}:
+        raise ValueError(_unreadable(path, other))
+    structs = {
+        name: jax.ShapeDtypeStruct(tuple(part.get_shape()), _DTYPES[kinds[name]]) for name, part in slices.items()
+    }
+    return LazyTensors(structs, file.get_tensor)
 
 
 @contextlib.contextmanager
@@ -145,27 +190,38 @@ def read_shard_index(index: Path) -> dict[str, str]:
     return names
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    names = read_shard_index(index)
+def _shards(index: Path, names: Mapping[str, str]) -> list[str]:
     shards = sorted(set(names.values()))
     if missing := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise FileNotFoundError(
             f"expected the {len(shards)} shards of {index}, missing {', '.join(missing)}; download or copy them too"
         )
-    tensors: dict[str, np.ndarray] = {}
-    for shard in shards:
-        found = read_tensors(index.parent / shard)
-        expected = {name for name, file in names.items() if file == shard}
-        if wrong := sorted(expected ^ found.keys()):
-            raise ValueError(
-                f"expected {shard} to hold what {index.name} lists, got a difference in {', '.join(wrong[:12])}; the "
-                "index and the shards are of different models"
-            )
-        tensors |= found
-    return tensors
+    return shards
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _check_shard(index: Path, shard: str, names: Mapping[str, str], found: Mapping[str, Any]) -> None:
+    expected = {name for name, file in names.items() if file == shard}
+    if wrong := sorted(expected ^ set(found)):
+        raise ValueError(
+            f"expected {shard} to hold what {index.name} lists, got a difference in {', '.join(wrong[:12])}; the "
+            "index and the shards are of different models"
+        )
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a weight file at {path}, found none; check the path")
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix == ".json" and ".index" in path.name
+
+
+def _other_kind(path: Path) -> str:
+    return f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; convert it first"
+
+
+def _read_torch(path: Path, *, mapped: bool = False) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
@@ -177,7 +233,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"expected torch 2.6 or newer to read {path}, got {torch.__version__}, which would run code in it "
             "(CVE-2025-32434); update torch or convert the file to safetensors"
         )
-    content = _load_torch(path, torch)
+    content = _load_torch(path, torch, mapped)
     tensors: dict[str, np.ndarray] = {}
     unreadable: dict[str, str] = {}
     for name, tensor in _tensors_in(content, "", path):
@@ -195,10 +251,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _load_torch(path: Path, torch: Any) -> Any:
+def _load_torch(path: Path, torch: Any, mapped: bool) -> Any:
     with torch.serialization.safe_globals(_data_classes()):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises anything from EOFError to UnpicklingError
             refused, damage = _refused_classes(path, str(error), torch), _damage(path)
             if zipfile.is_zipfile(path) and "Unsupported operand" in str(error):
@@ -223,12 +279,17 @@ def _data_classes() -> list[Any]:
     numpy_types = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)]
     constructors: list[Any] = [example.__reduce__()[0] for example in (np.float32(0), np.zeros(0))]
     return [
+        (_Unused, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
         argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), list, dict, tuple, set, int, float,
         bool, str, datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
         np.ndarray, np.dtype, *numpy_types,
         *((kind, f"{module}.{name}") for name, kind in paths.items() for module in ("pathlib", "pathlib._local")),
         *((make, f"{module}.multiarray.{make.__name__}") for make in constructors for module in ("numpy.core", "numpy._core")),
     ]  # fmt: skip
+
+
+class _Unused:
+    """Takes the place of a class that published files name and never make: the key of a callback's state in .ckpt files."""
 
 
 def _plain_dict(*_: Any) -> dict[Any, Any]:
@@ -296,8 +357,3 @@ def _unreadable(path: Path, kinds: Mapping[str, str]) -> str:
         f"expected dense tensors of types that numpy has in {path}, got {listing}; "
         "save them as dense float32 or bfloat16"
     )
-
-
-def _cast(tensor: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-    is_float = np.issubdtype(tensor.dtype, np.floating) or tensor.dtype == ml_dtypes.bfloat16
-    return tensor.astype(dtype, copy=False) if is_float else tensor

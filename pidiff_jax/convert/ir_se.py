@@ -18,7 +18,8 @@ from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 
 # BatchNorm's statistics and PReLU's slope; the rest is called alike on both sides.
 _LEAVES = ((r"\.mean$", ".running_mean"), (r"\.var$", ".running_var"), (r"\.slope$", ".weight"))
-_IGNORED = (r".*\.num_batches_tracked",)
+# Counters of PyTorch's BatchNorm, which nothing reads.
+IGNORED = (r".*\.num_batches_tracked",)
 _ENCODER = "encoder."
 
 
@@ -35,7 +36,7 @@ def e4e_from_pytorch(spec: E4eSpec, tensors: Mapping[str, np.ndarray]) -> dict[s
     Raises:
         ValueError: names every missing, unknown and misshapen tensor.
     """
-    return to_ours(e4e_table(spec), tensors, _IGNORED)
+    return to_ours(e4e_table(spec), tensors, IGNORED)
 
 
 def e4e_to_pytorch(spec: E4eSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -83,7 +84,7 @@ def arcface_from_pytorch(spec: ArcFaceSpec, tensors: Mapping[str, np.ndarray]) -
     Raises:
         ValueError: names every missing, unknown and misshapen tensor.
     """
-    return to_ours(arcface_table(spec), tensors, _IGNORED)
+    return to_ours(arcface_table(spec), tensors, IGNORED)
 
 
 def arcface_to_pytorch(spec: ArcFaceSpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

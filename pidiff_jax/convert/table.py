@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
+from pidiff_jax.convert.lazy_tensors import LazyTensors
 from pidiff_jax.paths import flatten, unflatten
 
 
@@ -89,7 +91,17 @@ def _layout(path: str, ndim: int, layouts: Mapping[str, Layout]) -> Layout:
 
 
 def to_ours(table: Sequence[Entry], foreign: Mapping[str, np.ndarray], ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """Converts a foreign state dict to our nested tree, keeping dtypes.
+    """Converts a foreign state dict to our nested tree, keeping dtypes; see `ours_lazily`."""
+    return unflatten(dict(ours_lazily(table, foreign, ignore)))
+
+
+def to_foreign(table: Sequence[Entry], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Converts our nested tree to a foreign state dict; the inverse of `to_ours`, as strict."""
+    return dict(foreign_lazily(table, flatten(tree)))
+
+
+def ours_lazily(table: Sequence[Entry], foreign: Mapping[str, np.ndarray], ignore: Sequence[str] = ()) -> LazyTensors:
+    """Our arrays by path, each converted when it is asked for; the names and shapes are all checked at once.
 
     Args:
         table: entries for every parameter of ours.
@@ -99,43 +111,51 @@ def to_ours(table: Sequence[Entry], foreign: Mapping[str, np.ndarray], ignore: S
     Raises:
         ValueError: names every missing, unknown and misshapen tensor.
     """
+    source = LazyTensors.of(foreign)
     by_name = {entry.foreign: entry for entry in table}
-    problems = [f"missing {name!r}" for name in by_name if name not in foreign]
-    flat: dict[str, np.ndarray] = {}
-    for name, tensor in foreign.items():
+    problems = [f"missing {name!r}" for name in by_name if name not in source]
+    found: dict[str, Entry] = {}
+    for name, struct in source.structs.items():
         entry = by_name.get(name)
         if entry is None:
             if not any(re.fullmatch(pattern, name) for pattern in ignore):
-                problems.append(f"unknown {name!r} of shape {tuple(tensor.shape)}")
-            continue
-        expected = _foreign_shape(entry)
-        if tuple(tensor.shape) != expected:
-            problems.append(f"{name!r}: expected shape {expected}, got {tuple(tensor.shape)}")
-            continue
-        flat[entry.ours] = np.ascontiguousarray(entry.layout.to_ours(np.asarray(tensor)))
+                problems.append(f"unknown {name!r} of shape {tuple(struct.shape)}")
+        elif tuple(struct.shape) != (expected := _foreign_shape(entry)):
+            problems.append(f"{name!r}: expected shape {expected}, got {tuple(struct.shape)}")
+        else:
+            found[entry.ours] = entry
     if problems:
         raise ValueError(_summary("the weights don't fit this model", problems))
-    return unflatten(flat)
+
+    def read(path: str) -> np.ndarray:
+        return np.asarray(found[path].layout.to_ours(source.read(found[path].foreign)), order="C")
+
+    return LazyTensors({path: _struct(entry.shape, source, entry.foreign) for path, entry in found.items()}, read)
 
 
-def to_foreign(table: Sequence[Entry], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Converts our nested tree to a foreign state dict; the inverse of `to_ours`, as strict."""
-    flat = flatten(tree)
+def foreign_lazily(table: Sequence[Entry], ours: Mapping[str, Any]) -> LazyTensors:
+    """Foreign tensors by name from our arrays by path; the inverse of `ours_lazily`, as strict."""
+    source = LazyTensors.of(ours)
     by_path = {entry.ours: entry for entry in table}
-    problems = [f"missing {path!r}" for path in by_path if path not in flat]
-    problems += [f"unknown {path!r}" for path in flat if path not in by_path]
-    out: dict[str, np.ndarray] = {}
-    for path, entry in by_path.items():
-        if path not in flat:
-            continue
-        array = np.asarray(flat[path])
-        if array.shape != entry.shape:
-            problems.append(f"{path!r}: expected shape {entry.shape}, got {array.shape}")
-            continue
-        out[entry.foreign] = np.ascontiguousarray(entry.layout.to_foreign(array))
+    problems = [f"missing {path!r}" for path in by_path if path not in source]
+    problems += [f"unknown {path!r}" for path in source if path not in by_path]
+    problems += [
+        f"{path!r}: expected shape {by_path[path].shape}, got {tuple(struct.shape)}"
+        for path, struct in source.structs.items()
+        if path in by_path and tuple(struct.shape) != by_path[path].shape
+    ]
     if problems:
         raise ValueError(_summary("the parameters don't fit this table", problems))
-    return out
+    found = {entry.foreign: entry for entry in table}
+
+    def read(name: str) -> np.ndarray:
+        return np.asarray(found[name].layout.to_foreign(source.read(found[name].ours)), order="C")
+
+    return LazyTensors({name: _struct(_foreign_shape(e), source, e.ours) for name, e in found.items()}, read)
+
+
+def _struct(shape: tuple[int, ...], source: LazyTensors, name: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, source.structs[name].dtype)
 
 
 def _foreign_shape(entry: Entry) -> tuple[int, ...]:

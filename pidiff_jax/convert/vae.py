@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from pidiff_jax.convert.table import Entry, derive_table, to_foreign, to_ours
+from pidiff_jax.convert.lazy_tensors import LazyTensors
+from pidiff_jax.convert.table import Entry, derive_table, ours_lazily, to_foreign
 from pidiff_jax.models.shapes import vae_shapes
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
+from pidiff_jax.paths import unflatten
 
 # Attention names in files written before diffusers 0.17.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -26,7 +28,12 @@ def vae_from_diffusers(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dict
     Raises:
         ValueError: names every missing, unknown and misshapen tensor.
     """
-    return to_ours(vae_table(spec), {_new_name(name): tensor for name, tensor in tensors.items()})
+    return unflatten(dict(vae_lazily(spec, LazyTensors.of(tensors))))
+
+
+def vae_lazily(spec: VAESpec, tensors: LazyTensors) -> LazyTensors:
+    """`vae_from_diffusers`, by path and one by one."""
+    return ours_lazily(vae_table(spec), tensors.renamed({name: _new_name(name) for name in tensors}))
 
 
 def vae_to_diffusers(spec: VAESpec, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ class IdentityAttentionSpec:
         weights sum to 1. The same as one more token of zeros, since keys and values have no biases.
 
     A "decoupled" adapter can be exported as an IP-Adapter, a "residual" one without a sink as a w-plus-adapter; an
-    "independent" one can't be exported to other projects' formats.
+    "independent" one can't be exported to other projects' formats; any leaves with a PyTorch pipeline of ours.
     """
 
     variant: str = "decoupled"

@@ -24,6 +24,7 @@ from pidiff_jax.locations import local_path
 from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
 from pidiff_jax.ranges import MAX_SEED, check_count, check_number
+from pidiff_jax.runs.adapter_file import read_adapter, read_adapter_config
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG, read_json
 from pidiff_jax.runs.history import Report, read_history, seconds_spent
@@ -42,7 +43,7 @@ class SavedRun:
     components: the model, with its identity branch.
     params: the whole tree, {"unet", "text_encoder", "mapper", "vae"}, the trained part averaged, on the mesh.
     reports: the run's history.
-    parameter_table: what was trained, in words.
+    parameter_table: what was trained, in words. trained: the paths of it.
     facts: `num_steps`, `seconds_training`, `versions` and the base's `fingerprints`.
     """
 
@@ -54,6 +55,7 @@ class SavedRun:
     mesh: Mesh
     reports: Sequence[Report]
     parameter_table: str
+    trained: frozenset[str]
     facts: Mapping[str, Any]
 
     def draw(
@@ -127,8 +129,8 @@ def open_run(
     """Opens a run of an identity adapter; loads its base, but no training data.
 
     Args:
-        workdir: its folder.
-        step: of the checkpoint; None takes the newest.
+        workdir: its folder, or the adapter file that was made of it (`runs.adapter_file`).
+        step: of the checkpoint; None takes the newest. A file has one.
         mesh: to lie on, whatever the run was trained on; None takes all devices that are here.
         overrides: dotted config key -> value, such as {"base.path": "where the base is now"}.
 
@@ -145,10 +147,10 @@ def open_run(
     config = read_config(workdir)
     override(config, overrides or {})
     world = open_world(config)
-    experiment = build_adapter(config, world)
+    experiment = build_adapter(_without_init(config), world)
     checked_sampling(config.sampling, experiment.components)
     layout = lay_out(experiment, mesh)
-    stored, metadata = load_parameters(workdir / CHECKPOINTS, step=step)
+    stored, metadata = _load_trained(workdir, step)
     _check_parameters(stored, layout.trainable)
     weights = experiment.load()
     _check_base(workdir, metadata["frozen"], weights.fingerprints)
@@ -156,6 +158,7 @@ def open_run(
     params = merge(place(stored, shardings_of(layout.trainable)), frozen)
     extra = place(weights.extra, jax.tree.map(lambda _: replicated(mesh), weights.extra))
     reports, last = read_history(workdir), metadata["step"]
+    seconds = metadata.get("seconds_training", seconds_spent(reports, last))
     return SavedRun(
         folder=workdir,
         config=config,
@@ -165,8 +168,24 @@ def open_run(
         mesh=mesh,
         reports=reports,
         parameter_table=layout.parameter_table,
-        facts=run_facts(last, seconds_spent(reports, last), weights.fingerprints),
+        trained=frozenset(flatten(layout.trainable)),
+        facts=run_facts(last, seconds, weights.fingerprints),
     )
+
+
+def _load_trained(workdir: Path, step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was trained, and metadata with at least `step` and `frozen`."""
+    if not workdir.is_file():
+        return load_parameters(workdir / CHECKPOINTS, step=step)
+    params, metadata = read_adapter(workdir)
+    if step not in (None, metadata["step"]):
+        raise ValueError(f"expected the step {metadata['step']} of {workdir}, got {step}; a file has one, leave it out")
+    return params, metadata
+
+
+def _without_init(config: ConfigDict) -> ConfigDict:
+    """A config that begins with no adapter's file: what came from it is in every checkpoint, and the file may be gone."""
+    return ConfigDict({key: value for key, value in config.items() if key != "init"})
 
 
 def override(config: ConfigDict, values: Mapping[str, Any]) -> None:
@@ -193,9 +212,12 @@ def read_config(workdir: Path) -> ConfigDict:
         ValueError: its config can't be read, or it trained something else.
     """
     stored = workdir / CONFIG
-    if not stored.is_file():
+    if workdir.is_file():
+        config = ConfigDict(read_adapter_config(workdir))
+    elif stored.is_file():
+        config = ConfigDict(read_json(stored))
+    else:
         raise FileNotFoundError(f"expected the folder of a run, with config.json, at {workdir}, found none; correct it")
-    config = ConfigDict(read_json(stored))
     if config.get("task") != IDENTITY:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"

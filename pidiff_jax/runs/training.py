@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pidiff_jax.checkpoint.manager import CheckpointManager
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
+from pidiff_jax.paths import flatten
 from pidiff_jax.runs.build import build_experiment, evaluation_settings
 from pidiff_jax.runs.folder import CHECKPOINTS, COMPLETE, EVENTS, Workdir
 from pidiff_jax.runs.history import HistoryHook
@@ -116,6 +117,7 @@ def _train_in(folder: Workdir, config: ConfigDict, started: float, build: Callab
             mesh=mesh,
             reports=history.reports(),
             parameter_table=plan.parameter_table,
+            trained=frozenset(flatten(plan.state.trainable)),
             facts=facts,
         )
         write_results(saved, evaluator, folder.path)

@@ -7,6 +7,7 @@ from typing import Any
 from jax.typing import DTypeLike
 from transformers import CLIPTokenizer
 
+from pidiff_jax.convert.diffusers_config import ScheduleSettings
 from pidiff_jax.diffusion.samplers import Spacing
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
@@ -76,7 +77,9 @@ class BaseModel:
     """A text-to-image model without identity.
 
     load: reads its parameters, {"unet", "text_encoder", "vae"}, as plain nested dicts of host arrays; may take minutes.
+    schedule: how its noise schedule and sampler are described to others.
     """
 
     components: Components
     load: Callable[[], Mapping[str, Any]]
+    schedule: ScheduleSettings

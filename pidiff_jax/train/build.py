@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from jax.typing import DTypeLike
 from data_pipeline.schema import FIELDS, RecordSpec
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.checkpoint.initialise import initialise_from
+from pidiff_jax.convert.adapter import check_adapter_file, load_adapter_file
+from pidiff_jax.locations import optional_path
 from pidiff_jax.losses.reduce import active_losses
 from pidiff_jax.models.identity_mapper import MapperSpec
 from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
@@ -56,11 +59,12 @@ def build_identity(
         "text_encoder": nn.meta.unbox(text_encoder_shapes(components.conditioner.text_encoder)),
         "mapper": mapper_shapes(components.identity_mapper),
     }
+    adapter = _adapter_file(config)
     record = _record_spec(components)
     seed, value_scale = config.seed, config.identity.value_scale
     return IdentityExperiment(
         shapes=shapes,
-        load=lambda: _load(base, components, shapes, seed, value_scale),
+        load=lambda: _load(base, components, shapes, seed, value_scale, adapter),
         losses=_task(config, components).losses,
         **trained_parts(config),
         sources=make_sources(record),
@@ -204,8 +208,24 @@ def _record_spec(components: Components) -> RecordSpec:
     )
 
 
-def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], seed: int, value_scale: float) -> Weights:
-    """Loads the base and makes the identity branch and the mapper."""
+def _adapter_file(config: Any) -> Path | None:
+    """The file of an adapter to start from, once it is certain that it is one of the config's variant."""
+    path = optional_path(config.get("init", {}).get("adapter"), "config.init.adapter")  # earlier runs have no such key
+    if path is not None:
+        with about("config.init.adapter"):
+            check_adapter_file(path, config.identity.variant)
+    return path
+
+
+def _load(
+    base: BaseModel,
+    components: Components,
+    shapes: Mapping[str, Any],
+    seed: int,
+    value_scale: float,
+    adapter: Path | None,
+) -> Weights:
+    """Loads the base and makes the identity branch and the mapper, or takes them from an adapter's file."""
     loaded = base.load()
     mapper = components.identity_mapper
     wplus = jnp.zeros((1, mapper.spec.num_layers, mapper.spec.wplus_dim))
@@ -214,6 +234,10 @@ def _load(base: BaseModel, components: Components, shapes: Mapping[str, Any], se
         "text_encoder": loaded["text_encoder"],
         "mapper": nn.meta.unbox(jax.jit(mapper.init)(jax.random.key(seed), wplus)["params"]),
     }
+    if adapter is not None:
+        with about("config.init.adapter"):
+            started = load_adapter_file(adapter, components.unet.spec, mapper.spec)
+        params |= {"unet": unflatten(flatten(params["unet"]) | flatten(started["unet"])), "mapper": started["mapper"]}
     fingerprints = {name: fingerprint(loaded[name]) for name in ("unet", "text_encoder")}
     return Weights(params, extra={"vae": loaded["vae"]}, fingerprints=fingerprints)
 

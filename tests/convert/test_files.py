@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from safetensors.numpy import save_file
 
 from pidiff_jax.convert import files
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
@@ -65,11 +64,10 @@ def test_a_file_is_never_overwritten(tmp_path):
 def test_a_file_made_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
 
-    def save_and_lose_the_race(tensors, draft, metadata):
-        save_file(tensors, draft, metadata)
+    def save_and_lose_the_race(descriptor):
         path.write_bytes(b"precious")
 
-    monkeypatch.setattr(files, "save_file", save_and_lose_the_race)
+    monkeypatch.setattr(files.os, "fsync", save_and_lose_the_race)
     with pytest.raises(FileExistsError, match="expected no file"):
         write_safetensors(path, TENSORS)
     assert path.read_bytes() == b"precious"

@@ -59,7 +59,7 @@ def test_a_value_without_an_equals_sign_is_refused_with_what_to_write(tmp_path):
     assert result.stderr == f"error: expected --config.num_steps=VALUE, got no '='; {example}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "prepare"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", "convert"])
 def test_help_shows_the_flags_and_needs_no_jax(command):
     script = f"""
 import runpy, sys

@@ -18,7 +18,7 @@ NUMBERS_FROM_ZERO = {  # off, or the smallest that does something
     "sampling.identity_scale",
 }  # fmt: skip
 ANY_NUMBER = {"sampling.guidance_scale", "sampling.identity_scale"}  # negative ones lead away
-ANY_FOLDER = {"base.path"}  # None or empty: none
+ANY_FOLDER = {"base.path", "init.adapter"}  # None or empty: none
 NOT_TOO_LARGE = {"min_snr_gamma", "max_seconds", "clip_norm", "weight_decay", "learning_rate", "background_weight", "losses",
                  "identity.value_scale"}  # fmt: skip
 FLAGS = {"identity.sink"}

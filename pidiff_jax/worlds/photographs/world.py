@@ -1,4 +1,4 @@
-"""Photographs as a world: the base is a Stable Diffusion folder, the data are records; nobody judges yet."""
+"""Photographs as a world: the base is a Stable Diffusion folder or file, the data are records; nobody judges yet."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -9,20 +9,26 @@ import numpy as np
 from data_pipeline.records import open_records
 from data_pipeline.schema import RecordSpec, validate_record
 from data_pipeline.sources import RecordSource, Source
+from pidiff_jax.convert.base_model import check_base_model, open_base_model
 from pidiff_jax.convert.clip_tokenizer import tokenize
-from pidiff_jax.convert.diffusers_folder import DiffusersFolder, check_files, noise_schedule, open_diffusers_folder
+from pidiff_jax.convert.diffusers_folder import noise_schedule
+from pidiff_jax.convert.lora import parse_lora
+from pidiff_jax.convert.stable_diffusion import StableDiffusion
 from pidiff_jax.evaluation.subjects import DecodeFn, PreviewPeople, check_references, mean_codes
 from pidiff_jax.locations import optional_path
 from pidiff_jax.models.clip import ClipText
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL
+from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 
 
 class PhotographsWorld:
-    """Reads `config.base` (path, variant), `config.data` (path, wplus_layers, wplus_dim) and `config.evaluation`."""
+    """Reads `config.base` (path, variant, tokenizer, prediction_type, loras), `config.data` (path, wplus_layers, wplus_dim) and
+    `config.evaluation`.
+    """
 
     title = "on photographs"
     version = 1
@@ -31,14 +37,19 @@ class PhotographsWorld:
         self.wplus_size = (config.data.wplus_layers, config.data.wplus_dim)
         self._base, self._data, self._evaluation = config.base, config.data, config.evaluation
         self._base_path = optional_path(config.base.path, "config.base.path")
+        # Configs of runs from before single files could be read have none of these keys.
+        self._tokenizer = optional_path(config.base.get("tokenizer"), "config.base.tokenizer")
+        self._prediction_type = config.base.get("prediction_type")
+        self._loras = [parse_lora(text, "config.base.loras") for text in config.base.get("loras", ())]
         self._data_path = optional_path(config.data.path, "config.data.path")
 
     def check(self) -> None:
         """Both complaints at once, before anything is read; see `World.check`."""
         missing = []
-        if self._base_path is None or not (self._base_path / "model_index.json").is_file():
+        path = self._base_path
+        if path is None or not (path.is_file() or (path / "model_index.json").is_file()):
             missing.append(
-                f"base model: expected a Stable Diffusion folder in diffusers' format (with model_index.json) at "
+                f"base model: expected a Stable Diffusion folder in diffusers' format (with model_index.json), or a file, at "
                 f"config.base.path={self._base.path!r}, found none; download or convert one and pass "
                 "--config.base.path=FOLDER (launch.evaluate: --base_path)"
             )
@@ -49,17 +60,24 @@ class PhotographsWorld:
             )
         if missing:
             raise FileNotFoundError("\n".join(missing))
-        assert self._base_path is not None
-        check_files(self._base_path, self._base.variant)
+        assert path is not None
+        check_base_model(path, self._base.variant)
 
     @cached_property
-    def _folder(self) -> DiffusersFolder:
+    def _model(self) -> StableDiffusion:
         assert self._base_path is not None  # `check` came first
-        return open_diffusers_folder(self._base_path, variant=self._base.variant)
+        with about("config.base"):
+            return open_base_model(
+                self._base_path,
+                variant=self._base.variant,
+                tokenizer=self._tokenizer,
+                prediction_type=self._prediction_type,
+                loras=self._loras,
+            )
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
-        return BaseModel(folder_components(self._folder), self._folder.load)
+        return BaseModel(folder_components(self._model), self._model.load, self._model.schedule)
 
     def sources(self, record: RecordSpec) -> Sources:
         """Opens the records, and checks that the first of each split fits the model."""
@@ -125,8 +143,8 @@ def first_records(source: Source, num_people: int, num_records: int) -> list[lis
     return list(found.values())
 
 
-def folder_components(folder: DiffusersFolder) -> Components:
-    """The modules and constants of a Stable Diffusion folder, without identity."""
+def folder_components(folder: StableDiffusion) -> Components:
+    """The modules and constants of a Stable Diffusion model, without identity."""
     return Components(
         unet=UNet(folder.unet_spec),
         conditioner=ClipConditioner(ClipText(folder.text_spec)),

@@ -53,7 +53,7 @@ class PortraitsWorld:
 
     def base_model(self) -> BaseModel:
         """See `World.base_model`."""
-        return BaseModel(networks.base_components(), self._load)
+        return BaseModel(networks.base_components(), self._load, networks.SCHEDULE)
 
     def _load(self) -> dict[str, Any]:
         return jax.tree.map(np.asarray, {**self._weights("base"), "vae": self._vae})

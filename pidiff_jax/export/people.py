@@ -1,0 +1,86 @@
+"""Whom an export takes along: W+ codes from files, or held-out people of the run's world."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.locations import local_path
+from pidiff_jax.models.identity_mapper import MapperSpec
+from pidiff_jax.worlds import World
+
+_NAME = re.compile(r"[\w-][\w.-]*")
+_HELD_OUT = re.compile(r"(validation|test):(\d+)")
+
+
+def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> dict[str, Float[np.ndarray, "l d"]]:
+    """W+ codes, float32, by a name that says where each is from.
+
+    Args:
+        identities: files of W+ codes, .npy with one code (l, d) or .safetensors with one a tensor; or "test:3", the fourth
+            held-out person of that split.
+        world: of the run.
+        spec: of the mapper that reads the codes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: nothing of the kind, codes of another size, or two people of one name.
+    """
+    people: dict[str, np.ndarray] = {}
+    for text in identities:
+        found = _held_out(match, world) if (match := _HELD_OUT.fullmatch(text)) else _from_file(text)
+        for name, code in found.items():
+            if code.shape != (spec.num_layers, spec.wplus_dim):
+                raise ValueError(
+                    f"--identity={text}: expected a W+ code of shape ({spec.num_layers}, {spec.wplus_dim}), got {code.shape} "
+                    f"in {name!r}; encode the person with the run's own encoder"
+                )
+            if not np.isfinite(code).all():
+                raise ValueError(f"--identity={text}: expected finite numbers, got others in {name!r}; encode it again")
+            if not _NAME.fullmatch(name):  # it becomes that of a file
+                raise ValueError(
+                    f"--identity={text}: expected a name of letters, digits, dots, - and _, got {name!r}; rename it"
+                )
+            if name in people:
+                raise ValueError(
+                    f"--identity={text}: expected one person of each name, got another {name!r}; rename one"
+                )
+            people[name] = code
+    return people
+
+
+def _held_out(match: re.Match[str], world: World) -> dict[str, np.ndarray]:
+    split, number = match[1], int(match[2])
+    held_out = world.held_out(split)
+    if held_out is None:
+        raise ValueError(
+            f"expected a file of W+ codes as --identity for a run {world.title}, got {match[0]!r}; nobody is held out there"
+        )
+    held_out.check_people(number + 1)
+    return {f"{split}_{number}": np.asarray(held_out.people(number + 1).wplus[number], np.float32)}
+
+
+def _from_file(text: str) -> dict[str, np.ndarray]:
+    path = local_path(text, "--identity")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected a file of W+ codes or a held-out person such as test:0 as --identity, found no file {path}; check it"
+        )
+    if path.suffix == ".safetensors":
+        return read_tensors(path, np.float32)
+    if path.suffix == ".npy":
+        return {path.stem: _load(path)}
+    raise ValueError(
+        f"expected W+ codes (.npy, .safetensors) or a held-out person such as test:0 as --identity, got {path}; photographs "
+        "can't be encoded here yet: encode it first"
+    )
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False).astype(np.float32)
+    except ValueError as error:
+        raise ValueError(f"expected numbers in {path}, got: {error}; save the code with numpy.save") from None

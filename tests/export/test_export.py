@@ -1,0 +1,299 @@
+"""An export proves itself: files are read and drawn from again, and what a format can't hold is refused before any work."""
+
+import base64
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from launch.export import _FORMATS
+from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
+from pidiff_jax.export.export import DTYPES, FORMATS, export_run
+from pidiff_jax.export.ip_adapter import IPAdapterFormat
+from pidiff_jax.paths import flatten
+from pidiff_jax.runs.saved_run import open_run
+from tests.export.tiny_run import FORMS, make_run
+from tests.launch.commands import call, call_script
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
+
+DECOUPLED = [name for name, (variant, *_) in FORMS.items() if variant == "decoupled"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Makes the run of a form when it is first asked for."""
+    root, made = tmp_path_factory.mktemp("runs"), {}
+
+    def run(form: str) -> Path:
+        if form not in made:
+            made[form] = make_run(root / form.replace(", ", "_"), form)
+        return made[form]
+
+    return run
+
+
+def differences(report) -> dict[str, float]:
+    return {finding.where.split(",")[0]: finding.difference for finding in report.findings}
+
+
+@pytest.mark.parametrize("form", DECOUPLED)
+def test_stock_diffusers_draws_the_runs_pictures_with_an_ip_adapter(runs, tmp_path, form):
+    found = differences(export_run(runs(form), tmp_path / "out", "ip_adapter"))
+    assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "draw.py", "ip_adapter.safetensors", "people.safetensors"
+    }  # fmt: skip
+
+
+def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs, tmp_path):
+    export_run(runs("linear"), tmp_path / "adapter", "ip_adapter", check=False)
+    export_run(runs("linear"), tmp_path / "base", "diffusers", check=False)
+    script, pictures = tmp_path / "adapter" / "draw.py", {}
+    for person in ("person_0", "person_1"):
+        line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+        result = call_script(line, tmp_path / "base", "a person in a red shirt before a blue wall", person)
+        assert result.returncode == 0, result.stderr
+        pictures[person] = np.asarray(Image.open(tmp_path / "person.png"))
+    assert pictures["person_0"].shape == (64, 64, 3)
+    assert (pictures["person_0"] != pictures["person_1"]).any()
+
+
+def test_diffusers_opens_the_base_and_draws_what_the_run_draws_without_identity(runs, tmp_path):
+    found = differences(export_run(runs("independent"), tmp_path / "out", "diffusers"))
+    assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_pipeline_in_pytorch_draws_the_pictures_of_every_form_of_run(runs, tmp_path, form):
+    found = differences(export_run(runs(form), tmp_path / "out", "diffusers_identity"))
+    assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
+
+
+def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    export_run(runs("independent"), tmp_path / "out", "diffusers_identity", identities=["test:1"], check=False)
+    folder = str(tmp_path / "out")
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=folder, trust_remote_code=True, local_files_only=True
+    )
+    person = load_file(tmp_path / "out/people.safetensors")["test_1"]
+
+    def draw(**identity):
+        options = {"num_inference_steps": 2, "output_type": "np", "generator": torch.manual_seed(0)}
+        return pipe(["a person", "a red wall"], num_images_per_prompt=2, **identity, **options).images
+
+    pictures, nobody = draw(wplus=person), draw()
+    assert pictures.shape == (4, 64, 64, 3) and np.abs(pictures - nobody).max() > 0.01
+    np.testing.assert_array_equal(draw(wplus=person, identity_scale=0), nobody)
+    np.testing.assert_allclose(draw(wplus=torch.stack([person, person])), pictures, rtol=0, atol=1e-5)
+
+
+def test_a_w_plus_adapter_file_draws_the_runs_pictures(runs, tmp_path):
+    found = differences(export_run(runs("residual"), tmp_path / "out", "wplus_adapter"))
+    assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
+    content = torch.load(tmp_path / "out/wplus_adapter.bin", weights_only=True)
+    assert content.keys() == {"w_proj", "wplus_adapter"}
+    assert {"proj_0.weight", "proj_3.weight", "norm.weight", "norm.bias"} <= content["w_proj"].keys()
+    assert {"1.to_q_wplus.weight", "1.to_k_wplus.weight", "1.to_v_wplus.weight"} <= content["wplus_adapter"].keys()
+
+
+@pytest.mark.parametrize(("form", "other"), [("linear", "ip_adapter or "), ("residual, sink, mlp", "")])
+def test_other_forms_are_refused_by_wplus_adapter(runs, tmp_path, form, other):
+    with pytest.raises(ValueError, match=f"expected a run with .* for .*; --format={other}diffusers_identity can hold"):
+        export_run(runs(form), tmp_path / "out", "wplus_adapter")
+
+
+@pytest.mark.parametrize("form", ["linear", "mlp, sink"])
+def test_comfyui_gets_what_its_nodes_read(runs, tmp_path, monkeypatch, form):
+    """As ComfyUI_IPAdapter_plus does: the projection's input is as wide as what is loaded, one row or many."""
+    with pytest.raises(ValueError, match="got another, which ComfyUI can't open; --format=ip_adapter can hold"):
+        export_run(runs(form), tmp_path / "out", "comfyui")
+    monkeypatch.setattr("pidiff_jax.export.comfyui.architecture", lambda components: "stable-diffusion-v1")
+    found = differences(export_run(runs(form), tmp_path / "out", "comfyui"))
+    assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
+    person, negative = (
+        torch.load(tmp_path / "out" / name, weights_only=True) for name in ("person_0.ipadpt", "negative.ipadpt")
+    )
+    tensors = read_tensors(tmp_path / "out/pidiff_ip_adapter.safetensors")
+    first = tensors["image_proj.proj.0.weight" if "image_proj.proj.3.weight" in tensors else "image_proj.proj.weight"]
+    assert len(person) == 1 and person.shape == negative.shape and person.shape[-1] == first.shape[1]
+    assert person.abs().max() > 0 and not negative.any()
+    workflow = json.loads((tmp_path / "out/workflow_api.json").read_text(encoding="utf-8"))
+    files = {value for node in workflow.values() for value in node["inputs"].values() if isinstance(value, str)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} - files == {"workflow_api.json", "person_1.ipadpt"}
+    for node in workflow.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in workflow
+
+
+def test_people_come_along_by_file_or_number(runs, tmp_path):
+    code = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
+    np.save(tmp_path / "anna.npy", code)
+    export_run(
+        runs("linear"), tmp_path / "out", "ip_adapter", identities=[str(tmp_path / "anna.npy"), "test:0"], check=False
+    )
+    people = read_tensors(tmp_path / "out/people.safetensors")
+    assert people.keys() == {"anna", "test_0"}
+    np.testing.assert_array_equal(people["anna"], np.stack([0 * code, code]).reshape(2, 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        ("nobody.npy", r"found no file .*nobody\.npy"),
+        ("face.jpg", "photographs can't be encoded here yet"),
+        ("wide.npy", r"expected a W\+ code of shape \(10, 64\), got \(10, 65\)"),
+        ("nan.npy", "expected finite numbers"),
+        ("a b.npy", "expected a name of letters"),
+    ],
+)
+def test_people_that_are_none_are_refused(runs, tmp_path, identity, message):
+    np.save(tmp_path / "wide.npy", np.zeros((10, 65)))
+    np.save(tmp_path / "nan.npy", np.full((10, 64), np.nan))
+    np.save(tmp_path / "a b.npy", np.zeros((10, 64)))
+    (tmp_path / "face.jpg").touch()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        export_run(runs("linear"), tmp_path / "out", "ip_adapter", identities=[str(tmp_path / identity)])
+    with pytest.raises(ValueError, match="expected no --identity for --format=safetensors"):
+        export_run(runs("linear"), tmp_path / "out", "safetensors", identities=[str(tmp_path / identity)])
+
+
+def test_a_variant_names_the_weight_files_and_halves_them(runs, tmp_path):
+    export_run(runs("linear"), tmp_path / "out", "diffusers", variant="fp16", check=False)
+    assert not (tmp_path / "out/unet/diffusion_pytorch_model.safetensors").exists()
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "out", variant="fp16", torch_dtype=torch.float16, local_files_only=True
+    )
+    assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float16
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_file_can_be_opened_in_place_of_the_runs_folder(runs, tmp_path, form):
+    export_run(runs(form), tmp_path / "out", "safetensors", check=False)
+    run, again = open_run(runs(form)), open_run(tmp_path / "out/adapter.safetensors")
+    found = flatten(again.params)
+    assert found.keys() == flatten(run.params).keys()
+    for path, leaf in flatten(run.params).items():
+        np.testing.assert_array_equal(leaf, found[path], err_msg=path)
+    assert again.config.to_json() == run.config.to_json()
+    assert (again.facts["num_steps"], again.trained) == (7, run.trained)
+    with pytest.raises(ValueError, match="expected the step 7 of .*, got 8; a file has one"):
+        open_run(tmp_path / "out/adapter.safetensors", step=8)
+
+
+def test_another_safetensors_file_is_no_adapter(tmp_path):
+    write_safetensors(tmp_path / "other.safetensors", {"x": np.zeros(1, np.float32)})
+    with pytest.raises(ValueError, match="expected the folder of a run or an adapter file of ours"):
+        open_run(tmp_path / "other.safetensors")
+
+
+def test_the_average_is_what_leaves(runs, tmp_path):
+    export_run(runs("linear"), tmp_path / "out", "safetensors", check=False)
+    tensors = read_tensors(tmp_path / "out/adapter.safetensors")
+    assert abs(np.mean([tensor.mean() for tensor in tensors.values()])) < 0.5  # without the average all are 1 higher
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_written_in_the_dtype_that_is_asked_for(runs, tmp_path, dtype):
+    export_run(runs("linear"), tmp_path / "out", "ip_adapter", dtype=dtype, check=False)
+    tensors = read_tensors(tmp_path / "out/ip_adapter.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(DTYPES[dtype])}
+
+
+def test_every_weight_file_says_what_it_is(runs, tmp_path):
+    report = export_run(runs("linear"), tmp_path / "out", "ip_adapter", licence="CC0-1.0")
+    assert report.step == 7
+    metadata = read_metadata(tmp_path / "out/ip_adapter.safetensors")
+    found = {name.removeprefix("modelspec."): value for name, value in metadata.items()}
+    assert found["sai_model_spec"] == "1.0.1" and found["license"] == "CC0-1.0"
+    assert (found["architecture"], found["implementation"]) == ("stable-diffusion-unet/ip-adapter", "diffusers")
+    assert (found["resolution"], found["prediction_type"]) == ("64x64", "v")
+    kind, picture = found["thumbnail"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (256, 256)
+
+
+def test_the_hash_in_the_metadata_is_that_of_the_tensors(runs, tmp_path):
+    export_run(runs("linear"), tmp_path / "out", "diffusers", check=False)
+    for path in (tmp_path / "out").rglob("*.safetensors"):
+        content = path.read_bytes()
+        body = content[8 + int.from_bytes(content[:8], "little") :]
+        assert read_metadata(path)["modelspec.hash_sha256"] == f"0x{hashlib.sha256(body).hexdigest()}"
+
+
+def refusal(*arguments) -> str:
+    result = call(*arguments, command="export")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(("form", "others"), [("independent", ""), ("residual", "wplus_adapter or ")])
+def test_a_query_of_its_own_is_refused_by_ip_adapter(runs, tmp_path, form, others):
+    line = refusal(f"--workdir={runs(form)}", "--format=ip_adapter", f"--output={tmp_path / 'out'}")
+    assert line.endswith(f"whose own query an IP-Adapter can't hold; --format={others}diffusers_identity can")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_trained_its_base_is_no_ip_adapter(tmp_path):
+    rules = (("^mapper/", "identity"), ("/attn2/to_[kv]/", "identity"), ("_id/", "identity"), (".*", "frozen"))
+    run = make_run(tmp_path / "run", "linear", parameter_rules=rules)
+    with pytest.raises(ValueError, match="expected a run that trained its adapter alone .* that trained unet/"):
+        export_run(run, tmp_path / "out", "ip_adapter")
+
+
+def test_nothing_is_overwritten(runs, tmp_path):
+    (tmp_path / "out").write_text("notes", encoding="utf-8")
+    line = refusal(f"--workdir={runs('linear')}", "--format=safetensors", f"--output={tmp_path / 'out'}")
+    assert "got a file or folder; choose another --output" in line
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "notes"
+
+
+def test_a_variant_of_a_single_file_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="expected no --variant for --format=safetensors, got 'fp16'"):
+        export_run(runs("linear"), tmp_path / "out", "safetensors", variant="fp16")
+
+
+@pytest.mark.parametrize(("damage", "message"), [(0.1, "got other numbers"), (0.0, "expected pictures within 0.001")])
+def test_files_that_draw_something_else_never_appear(runs, tmp_path, monkeypatch, damage, message):
+    """A wrong tensor that JAX sees, and pictures that only PyTorch draws otherwise."""
+    read, draw = IPAdapterFormat.read, IPAdapterFormat.draw_in_torch
+
+    def wrong(self, export, folder):
+        params = read(self, export, folder)
+        params["mapper"]["norm"]["scale"] = params["mapper"]["norm"]["scale"] + damage
+        return params
+
+    monkeypatch.setattr(IPAdapterFormat, "read", wrong)
+    monkeypatch.setattr(IPAdapterFormat, "draw_in_torch", lambda *arguments: draw(*arguments) + 0.01)
+    with pytest.raises(ValueError, match=message):
+        export_run(runs("linear"), tmp_path / "out", "ip_adapter")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_diffusers_jax_is_the_proof(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("pidiff_jax.export.proof.missing_packages", lambda: ["diffusers"])
+    report = export_run(runs("linear"), tmp_path / "out", "ip_adapter")
+    assert "PyTorch (diffusers not installed): not compared" in str(report)
+
+
+def test_the_command_knows_every_format():
+    assert list(_FORMATS) == list(FORMATS)
+
+
+def test_the_command_says_what_it_wrote_and_how_far_it_is_off(runs, tmp_path):
+    result = call(
+        f"--workdir={runs('linear')}", "--format=ip_adapter", f"--output={tmp_path / 'out'}", command="export"
+    )
+    assert result.returncode == 0, result.stderr
+    first, *_, last = result.stdout.splitlines()
+    assert first == "step 7" and last.startswith("largest difference from the run's pictures in PyTorch, diffusers ")
+    assert not result.stderr
