@@ -100,7 +100,7 @@ def write_safetensors(
             os.rename(draft, path)
 
 
-def _stream_safetensors(path: Path, tensors: LazyTensors, metadata: Mapping[str, str] | None) -> None:
+def _stream_safetensors(path: Path, tensors: LazyTensors, metadata: Mapping[str, Any] | None) -> None:
     """Header, then one tensor after the other.
 
     Source: the format's description in the README of huggingface/safetensors.

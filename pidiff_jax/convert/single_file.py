@@ -127,7 +127,8 @@ def _with_long_names(tensors: LazyTensors) -> LazyTensors:
 def _read(
     path: Path, tensors: LazyTensors, specs: tuple[UNetSpec, VAESpec, ClipTextSpec], is_open_clip: bool
 ) -> LazyTensors:
-    table, ignored = original_table(*specs, open_clip=is_open_clip), _IGNORED
+    table = original_table(*specs, open_clip=is_open_clip)
+    ignored: tuple[str, ...] = _IGNORED
     if is_open_clip:
         tensors = unpacked(tensors)
         last = f"{OPEN_CLIP}transformer.resblocks.{specs[2].num_layers}."

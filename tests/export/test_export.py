@@ -87,7 +87,7 @@ def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(runs, tm
     person = load_file(tmp_path / "out/people.safetensors")["test_1"]
 
     def draw(**identity):
-        options = {"num_inference_steps": 2, "output_type": "np", "generator": torch.manual_seed(0)}
+        options = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
         return pipe(["a person", "a red wall"], num_images_per_prompt=2, **identity, **options).images
 
     pictures, nobody = draw(wplus=person), draw()
