@@ -41,8 +41,8 @@ setup(
         "transformers>=5.0,<6",
     ],
     extras_require={
-        # torch: only to read weight files in PyTorch's own formats; safetensors need no PyTorch.
-        "torch": ["torch>=2.6"],
+        # To read weight files in PyTorch's own formats, and to prove exports by drawing from them in PyTorch.
+        "torch": ["diffusers>=0.42,<0.43", "torch>=2.6"],
         "test": [
             "accelerate>=1.10",
             "beartype>=0.22",

@@ -1,4 +1,4 @@
-"""Photographs to records: `python -m launch.prepare --photographs=FOLDER --base=FOLDER --e4e=FILE --output=FOLDER`.
+"""Photographs to records: `python -m launch.prepare --photographs=FOLDER --base=FOLDER|FILE --e4e=FILE --output=FOLDER`.
 
 What the folder of photographs holds, and what the records hold, is in docs/data.md.
 """
@@ -13,8 +13,11 @@ PHOTOGRAPHS = command_line.define_path(
     "photographs", "Folder with photographs.jsonl and the files that it names.", required=True
 )
 BASE = command_line.define_path(
-    "base", "Stable Diffusion folder in diffusers' format: its VAE and tokenizer are used.", required=True
+    "base",
+    "Stable Diffusion as a folder in diffusers' format or one file: its VAE and tokenizer are used.",
+    required=True,
 )
+TOKENIZER = command_line.define_path("tokenizer", "Folder, for a base in one file; CLIP's own by default.")
 VARIANT = flags.DEFINE_string(
     "variant", None, "Of the VAE's weight files, such as fp16; by default the plain files, or the only ones there are."
 )
@@ -48,7 +51,7 @@ def main() -> None:
     check_networks(BASE.value, E4E.value)
     skipped: list[Skipped] | None = [] if SKIP_BAD.value else None
     splits = split_by_person(read_photographs(PHOTOGRAPHS.value, skipped, SIZE.value), VALIDATION.value)
-    encoders = load_encoders(BASE.value, E4E.value, variant=VARIANT.value)
+    encoders = load_encoders(BASE.value, E4E.value, variant=VARIANT.value, tokenizer=TOKENIZER.value)
     num_records = write_photographs(output, splits, encoders, size_px=SIZE.value, skipped=skipped, checked=True)
     if skipped:
         print(f"skipped {len(skipped)} photographs, see {output / SKIPPED_FILE}", file=sys.stderr)

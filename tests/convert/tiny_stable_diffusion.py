@@ -23,7 +23,7 @@ def tiny_pipeline(version: str, tokenizer: Path) -> StableDiffusionPipeline:
     words, second = load_tokenizer(tokenizer), version == "2.x"
     text = CLIPTextConfig(
         vocab_size=len(words), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1,
-        max_position_embeddings=TEXT_LENGTH, hidden_act="gelu" if second else "quick_gelu",
+        max_position_embeddings=words.model_max_length, hidden_act="gelu" if second else "quick_gelu",
         bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
     )  # fmt: skip
     unet = UNet2DConditionModel(

@@ -6,25 +6,17 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from flax import linen as nn
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data_pipeline.prepare.encode import split_by_person, write_photographs
 from data_pipeline.prepare.networks import load_encoders
-from data_pipeline.prepare.photographs import read_photographs
 from experiments import ffhq
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
-from pidiff_jax.convert.files import write_safetensors
-from pidiff_jax.convert.ir_se import e4e_to_pytorch
-from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
-from pidiff_jax.models.ir_se import IRSESpec
 from pidiff_jax.runs.saved_run import open_run
 from pidiff_jax.runs.training import build_parts
 from pidiff_jax.sharding.mesh import make_mesh
@@ -72,30 +64,12 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """The astronaut at six exposures, each as a person of its own, listed as docs/data.md says."""
-    path = tmp_path_factory.mktemp("photographs")
-    Image.fromarray(astronaut.head_mask()).save(path / "mask.png")
-    lines = []
-    for exposure in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5):
-        Image.fromarray((astronaut.pixels() * exposure).astype(np.uint8)).save(path / f"{exposure}.png")
-        entry = {"file": f"{exposure}.png", "face_mask": "mask.png", "landmarks": astronaut.LANDMARKS.tolist()}
-        lines.append(json.dumps({**entry, "caption": astronaut.CAPTION, "person": str(exposure)}))
-    (path / "photographs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return path
+    return astronaut.write_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 @pytest.fixture(scope="module")
 def data(base, photographs, tmp_path_factory) -> Path:
-    """Records of the photographs, encoded by the folder's VAE and tokenizer and a tiny e4e encoder of 18 x 512 codes."""
-    folder = tmp_path_factory.mktemp("data")
-    spec = E4eSpec(IRSESpec(units=(1, 1, 1, 1), widths=(16, 16, 16, 16)), input_size=64, style_width=16)
-    fresh = E4eEncoder(spec).init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
-    tensors = e4e_to_pytorch(spec, nn.meta.unbox(fresh))
-    write_safetensors(folder / "e4e.safetensors", {**tensors, "latent_avg": np.zeros((18, 512), np.float32)})
-    encoders = load_encoders(base, folder / "e4e.safetensors", spec)
-    splits = split_by_person(read_photographs(photographs), validation_fraction=1 / 3)
-    write_photographs(folder / "records", splits, encoders, size_px=64, face_size_px=64)
-    return folder / "records"
+    return astronaut.write_records(base, photographs, tmp_path_factory.mktemp("data"), size_px=64)
 
 
 def train(workdir: Path, **changes) -> CompletedProcess[str]:
