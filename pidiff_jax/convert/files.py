@@ -137,16 +137,20 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def _open_safetensors(path: Path) -> LazyTensors:
-    with _readable(path):
-        file = safetensors.safe_open(path, "numpy")
+    with _readable(path), safetensors.safe_open(path, "numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
-    kinds = {name: part.get_dtype() for name, part in slices.items()}
+        kinds = {name: part.get_dtype() for name, part in slices.items()}
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     if other := {name: kind for name, kind in kinds.items() if kind not in _DTYPES}:
         raise ValueError(_unreadable(path, other))
-    structs = {
-        name: jax.ShapeDtypeStruct(tuple(part.get_shape()), _DTYPES[kinds[name]]) for name, part in slices.items()
-    }
-    return LazyTensors(structs, file.get_tensor)
+    structs = {name: jax.ShapeDtypeStruct(shape, _DTYPES[kinds[name]]) for name, shape in shapes.items()}
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew, since whatever has been read of an open file stays mapped into memory beside its copy.
+        with _readable(path), safetensors.safe_open(path, "numpy") as file:
+            return file.get_tensor(name)
+
+    return LazyTensors(structs, read)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def save_torch(path: Path, content: Any) -> None:
 
 def open_pipeline(folder: Path, variant: str | None = None) -> Any:
     """The `StableDiffusionPipeline` of a folder, in float32 on the CPU."""
-    from diffusers import StableDiffusionPipeline
+    with quiet():
+        from diffusers import StableDiffusionPipeline
 
     return prepared(StableDiffusionPipeline, folder, variant=variant)
 
@@ -57,9 +58,10 @@ def open_pipeline(folder: Path, variant: str | None = None) -> Any:
 def prepared(pipeline_class: Any, folder: Path, **options: Any) -> Any:
     """A pipeline in float32, with diffusers' DDIM."""
     import torch
-    from diffusers import DDIMScheduler
 
     with quiet():
+        from diffusers import DDIMScheduler
+
         pipeline = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, **options)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -96,15 +98,16 @@ def quiet() -> Iterator[None]:
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    for library in (logging, transformers_logging):
+    libraries = (logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        for library in (logging, transformers_logging):
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
             library.enable_progress_bar()

@@ -19,12 +19,33 @@ from pidiff_jax.export.export import DTYPES, FORMATS, export_run
 from pidiff_jax.export.ip_adapter import IPAdapterFormat
 from pidiff_jax.paths import flatten
 from pidiff_jax.runs.saved_run import open_run
+from pidiff_jax.worlds.portraits.world import PortraitsWorld
 from tests.export.tiny_run import FORMS, make_run
 from tests.launch.commands import call, call_script
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
-DECOUPLED = [name for name, (variant, *_) in FORMS.items() if variant == "decoupled"]
+
+def some(forms: list[str], *always: str) -> list:
+    """All forms as parameters, of which those that aren't named wait for `make test-full`."""
+    return [pytest.param(form, marks=[] if form in always else pytest.mark.full) for form in forms]
+
+
+DECOUPLED = some([name for name, (variant, *_) in FORMS.items() if variant == "decoupled"], "mlp, sink")
+EVERY = some(list(FORMS), "residual, sink, mlp", "independent")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def people_are_rendered_once():
+    """The two people of every proof are always the same."""
+    found, render = {}, PortraitsWorld.preview_people
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            PortraitsWorld,
+            "preview_people",
+            lambda *arguments: found[0] if found else found.setdefault(0, render(*arguments)),
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +92,7 @@ def test_diffusers_opens_the_base_and_draws_what_the_run_draws_without_identity(
     assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY)
 def test_the_pipeline_in_pytorch_draws_the_pictures_of_every_form_of_run(runs, tmp_path, form):
     found = differences(export_run(runs(form), tmp_path / "out", "diffusers_identity"))
     assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
@@ -111,7 +132,7 @@ def test_other_forms_are_refused_by_wplus_adapter(runs, tmp_path, form, other):
         export_run(runs(form), tmp_path / "out", "wplus_adapter")
 
 
-@pytest.mark.parametrize("form", ["linear", "mlp, sink"])
+@pytest.mark.parametrize("form", some(["linear", "mlp, sink"], "mlp, sink"))
 def test_comfyui_gets_what_its_nodes_read(runs, tmp_path, monkeypatch, form):
     """As ComfyUI_IPAdapter_plus does: the projection's input is as wide as what is loaded, one row or many."""
     with pytest.raises(ValueError, match="got another, which ComfyUI can't open; --format=ip_adapter can hold"):
