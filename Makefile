@@ -11,8 +11,9 @@ PYTEST_FLAGS ?=
 help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
+# Two devices use two cores better than one device with two threads does.
 quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CPU cores), draw and score
-	$(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
+	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint ## Run every check and the tests that are not marked full (11 minutes on 2 CPU cores)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not full" $(PYTEST_FLAGS)

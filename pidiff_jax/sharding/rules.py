@@ -1,6 +1,7 @@
 """Where arrays lie on the mesh: logical axis names of parameters -> mesh axes; batches over `data` and `fsdp`."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,6 +103,13 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     # A transfer that is meant, also under a guard: with several processes JAX takes it for one by chance.
     with jax.transfer_guard_host_to_device("allow"):
         return {name: jax.make_array_from_process_local_data(sharding, np.asarray(x)) for name, x in batch.items()}
+
+
+def scatter(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A global array of one that every process has whole: its leading axis is split like a batch's, where that is even."""
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    sharding = replicated(mesh) if len(array) % count else batch_sharding(mesh)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def batch_structs(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
 from launch.export import _FORMATS
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
+from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.export.export import DTYPES, FORMATS, export_run
 from pidiff_jax.export.ip_adapter import IPAdapterFormat
 from pidiff_jax.paths import flatten
@@ -72,6 +73,34 @@ def test_stock_diffusers_draws_the_runs_pictures_with_an_ip_adapter(runs, tmp_pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "draw.py", "ip_adapter.safetensors", "people.safetensors"
     }  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["linear, sink", "mlp"])
+def test_plain_diffusers_draws_a_run_at_every_scale_of_the_identity(runs, tmp_path, form):
+    """Twenty steps with guidance, by the folder and the file that two exports left."""
+    workdir = make_run(tmp_path / "run", form, sampling={"num_steps": 20, "guidance_scale": 2.5})
+    export_run(workdir, tmp_path / "adapter", "ip_adapter", identities=["test:0"], check=False)
+    export_run(workdir, tmp_path / "base", "diffusers", check=False)
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.load_ip_adapter(
+        tmp_path / "adapter", subfolder="", weight_name="ip_adapter.safetensors", image_encoder_folder=None,
+        low_cpu_mem_usage=False,
+    )  # fmt: skip
+    person = load_file(tmp_path / "adapter/people.safetensors")["test_0"]
+    run, text = open_run(workdir), "a person in a red shirt"
+    noise = np.asarray(draw_noise(0, np.array([(0, 0, 0)]), run.components.noise_shape))
+    drawn = {}
+    for scale in (0.0, 0.5, 1.0):
+        pipe.set_ip_adapter_scale(scale)
+        theirs = pipe(
+            text, num_inference_steps=20, guidance_scale=2.5, output_type="np", ip_adapter_image_embeds=[person],
+            latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
+        ).images  # fmt: skip
+        drawn[scale], _ = run.draw(run.world.held_out("test").people(1).wplus, [text], identity_scale=scale)
+        np.testing.assert_allclose(theirs, drawn[scale], rtol=0, atol=1e-3)
+    assert all(np.abs(drawn[scale] - drawn[0.0]).max() > 0.01 for scale in (0.5, 1.0))
 
 
 def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs, tmp_path):

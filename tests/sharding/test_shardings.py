@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from pidiff_jax.models.layers import Conv, Dense
 from pidiff_jax.sharding.mesh import make_mesh
-from pidiff_jax.sharding.rules import batch_structs, infer_shardings, place, shard_batch
+from pidiff_jax.sharding.rules import batch_structs, infer_shardings, place, scatter, shard_batch
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -80,3 +80,11 @@ def test_the_batch_is_split_over_data_and_fsdp():
 def test_a_batch_that_can_not_be_split_evenly_is_an_error():
     with pytest.raises(ValueError, match=r"divisible by data\*fsdp=4, got 6 for 'wplus'"):
         shard_batch({"wplus": np.zeros((6, 2), np.float32)}, make_mesh(MESH))
+
+
+@pytest.mark.parametrize(("size", "share"), [(8, 2), (6, 6)])
+def test_what_every_process_has_whole_is_split_where_that_is_even(size, share):
+    whole = np.arange(3.0 * size, dtype=np.float32).reshape(size, 3)
+    scattered = scatter(whole, make_mesh(MESH))
+    assert {shard.data.shape for shard in scattered.addressable_shards} == {(share, 3)}
+    np.testing.assert_array_equal(scattered, whole)
