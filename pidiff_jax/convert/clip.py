@@ -1,6 +1,7 @@
 """`ClipText` parameters from and to the state dict of transformers' `CLIPTextModel`."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ _PREFIX = "text_model."
 _IGNORED = (r"text_model\.embeddings\.position_ids",)
 
 
-def clip_table(spec: ClipTextSpec) -> list[Entry]:
+@lru_cache(maxsize=8)
+def clip_table(spec: ClipTextSpec) -> tuple[Entry, ...]:
     """The table between our text encoder and published files (whose names start with "text_model.")."""
-    return derive_table(nn.meta.unbox(text_encoder_shapes(ClipText(spec))), renames=[("^", _PREFIX)])
+    return tuple(derive_table(nn.meta.unbox(text_encoder_shapes(ClipText(spec))), renames=[("^", _PREFIX)]))
 
 
 def clip_from_transformers(spec: ClipTextSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

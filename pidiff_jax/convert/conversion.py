@@ -8,6 +8,7 @@ import numpy as np
 
 from pidiff_jax.convert.base_model import open_base_model
 from pidiff_jax.convert.diffusers_writer import write_diffusers_folder
+from pidiff_jax.convert.drafts import check_free
 from pidiff_jax.convert.face_networks import check_output, rewrite_arcface, rewrite_e4e, rewrite_stylegan2
 from pidiff_jax.convert.recognise import recognise
 from pidiff_jax.convert.single_file import write_single_file
@@ -46,8 +47,9 @@ def convert(
         FileExistsError: something is at `output`; it is left as it is.
         ValueError: a source that isn't supported, or can't be written so.
     """
-    if output.exists():
-        raise FileExistsError(f"expected nothing at {output}, got a file or folder; choose another name")
+    check_free(output)
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"expected --output outside of the folder {source}, got {output}; choose another place")
     found = recognise(source)
     if found.kind == "lora":
         raise ValueError(

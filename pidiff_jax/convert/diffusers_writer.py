@@ -4,8 +4,6 @@ The counterpart of `diffusers_folder.py`, which reads what is written here.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pidiff_jax.convert.diffusers_config import (
     unet_config,
     vae_config,
 )
+from pidiff_jax.convert.drafts import check_free, draft_of
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.convert.lazy_tensors import LazyTensors
 from pidiff_jax.convert.table import foreign_lazily
@@ -75,10 +74,7 @@ def write_diffusers_folder(
         ValueError: parameters that don't fit the specs.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            f"expected nothing at {path}, got a file or folder; choose another name or remove it first"
-        )
+    check_free(path)
     leaves = LazyTensors.of(params if isinstance(params, LazyTensors) else flatten(params))
     base = leaves.only(name for name in leaves if not name.endswith("_id/kernel")).cast(dtype)
     weights = {
@@ -93,9 +89,7 @@ def write_diffusers_folder(
         "text_encoder/config.json": text_config(text_spec, tokenizer),
         "scheduler/scheduler_config.json": scheduler_config(schedule),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
-        folder = Path(draft) / path.name
+    with draft_of(path) as folder:
         for name, config in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -103,4 +97,3 @@ def write_diffusers_folder(
             ending = f".{variant}.safetensors" if variant else ".safetensors"
             write_safetensors(folder / f"{name}{ending}", tensors, {**(metadata or {}), "format": "pt"})
         tokenizer.save_pretrained(folder / "tokenizer")
-        os.rename(folder, path)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import types
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from pidiff_jax.convert.lazy_tensors import LazyTensors
+from pidiff_jax.convert.drafts import draft_of
+from pidiff_jax.convert.lazy_tensors import LazyTensors, finite
 from pidiff_jax.paths import listing
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -47,25 +47,25 @@ def read_tensors(path: Path | str, dtype: np.dtype | type | None = None) -> dict
     Raises:
         FileNotFoundError: the file, or a shard that the index names, is not there.
         ValueError: another kind of file, a damaged one, a PyTorch file with other classes (they are named), a torch that is
-            too old to refuse code, or tensors that numpy can't hold (float8, sparse, quantised).
+            too old to refuse code, tensors that numpy can't hold (float8, sparse, quantised), or numbers that aren't finite.
     """
     path = Path(path)
     _check_is_file(path)
-    tensors = LazyTensors.of(_read_torch(path)) if path.suffix in TORCH_SUFFIXES else open_tensors(path)
+    tensors = _finite(path, LazyTensors.of(_read_torch(path))) if path.suffix in TORCH_SUFFIXES else open_tensors(path)
     return dict(tensors.cast(dtype))
 
 
 def open_tensors(path: Path | str) -> LazyTensors:
-    """The tensors of a weight file, each read when it is asked for; as strict as `read_tensors`.
+    """The tensors of a weight file, each read, and looked through for NaN, when it is asked for; as strict as `read_tensors`.
 
     PyTorch files are mapped into memory, so that only what is asked for is read; those from before PyTorch 1.6 are read whole.
     """
     path = Path(path)
     _check_is_file(path)
     if path.suffix == ".safetensors":
-        return _open_safetensors(path)
+        return _finite(path, _open_safetensors(path))
     if path.suffix in TORCH_SUFFIXES:
-        return LazyTensors.of(_read_torch(path, mapped=zipfile.is_zipfile(path)))
+        return _finite(path, LazyTensors.of(_read_torch(path, mapped=zipfile.is_zipfile(path))))
     if not _is_index(path):
         raise ValueError(_other_kind(path))
     names = read_shard_index(path)
@@ -76,28 +76,14 @@ def open_tensors(path: Path | str) -> LazyTensors:
     return LazyTensors(structs, lambda name: shards[names[name]].read(name))
 
 
-def write_safetensors(
-    path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file that appears whole or not at all; of `LazyTensors`, one tensor at a time is in memory.
 
     Raises:
         FileExistsError: something is at `path` already; it is left as it is.
     """
-    path = Path(path)
-    refusal = f"expected no file at {path}, got one; choose another name or remove it first"
-    if path.exists():
-        raise FileExistsError(refusal)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
+    with draft_of(Path(path)) as draft:
         _stream_safetensors(draft, LazyTensors.of(tensors), metadata)
-        try:
-            os.link(draft, path)  # unlike a rename, fails if another process has made the file meanwhile
-        except FileExistsError:
-            raise FileExistsError(refusal) from None
-        except OSError:  # a file system without hard links
-            os.rename(draft, path)
 
 
 def _stream_safetensors(path: Path, tensors: LazyTensors, metadata: Mapping[str, Any] | None) -> None:
@@ -151,6 +137,13 @@ def _open_safetensors(path: Path) -> LazyTensors:
             return file.get_tensor(name)
 
     return LazyTensors(structs, read)
+
+
+def _finite(path: Path, tensors: LazyTensors) -> LazyTensors:
+    def read(name: str) -> np.ndarray:
+        return finite(tensors.read(name), f"{name!r} of {path}", "download or copy it again, or take another model's")
+
+    return LazyTensors(tensors.structs, read)
 
 
 @contextlib.contextmanager
@@ -222,7 +215,10 @@ def _is_index(path: Path) -> bool:
 
 
 def _other_kind(path: Path) -> str:
-    return f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; convert it first"
+    return (
+        f"expected a .safetensors, .index.json or PyTorch file ({', '.join(TORCH_SUFFIXES)}), got {path}; take the model's "
+        ".safetensors file"
+    )
 
 
 def _read_torch(path: Path, *, mapped: bool = False) -> dict[str, np.ndarray]:
@@ -322,6 +318,10 @@ def _damage(path: Path) -> str:
         return "a pointer of Git LFS instead of the file (git lfs pull gets it)"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page"
+    if path.suffix in TORCH_SUFFIXES and start[8:].startswith(b'{"'):
+        return "a safetensors file (rename it to .safetensors)"
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        return "a PyTorch file or another zip archive (rename it to .ckpt)"
     return "damaged or of another kind"
 
 

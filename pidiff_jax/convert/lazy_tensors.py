@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -9,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class LazyTensors(Mapping[str, np.ndarray]):
+class LazyTensors(Mapping[str, Any]):  # not np.ndarray: checks of types in tests would read one
     """A mapping whose values are made anew each time that they are asked for, and kept by nobody.
 
     structs: name -> shape and dtype, known without making a tensor.
@@ -64,14 +65,14 @@ class LazyTensors(Mapping[str, np.ndarray]):
         return self.renamed({name: name[len(prefix) :] for name in self.structs if name.startswith(prefix)})
 
     def cast(self, dtype: np.dtype | type | None) -> "LazyTensors":
-        """Floating-point tensors in another dtype; None keeps each as it is."""
+        """Floating-point tensors in another dtype; None keeps each as it is. What is too large for it is an error when read."""
         if dtype is None:
             return self
         structs = {
             name: jax.ShapeDtypeStruct(struct.shape, dtype) if is_float(struct.dtype) else struct
             for name, struct in self.structs.items()
         }
-        return LazyTensors(structs, lambda name: self.read(name).astype(structs[name].dtype, copy=False))
+        return LazyTensors(structs, lambda name: in_dtype(self.read(name), structs[name].dtype, name))
 
 
 def joined(parts: Mapping[str, LazyTensors]) -> LazyTensors:
@@ -83,6 +84,32 @@ def joined(parts: Mapping[str, LazyTensors]) -> LazyTensors:
         return parts[part].read(name)
 
     return LazyTensors(structs, read)
+
+
+def in_dtype(tensor: np.ndarray, dtype: np.dtype | type, name: str) -> np.ndarray:
+    """The tensor in another dtype; `name` is its name in errors.
+
+    Raises:
+        ValueError: a number is too large for the dtype.
+    """
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype, copy=False)
+    if cast.dtype.itemsize >= tensor.dtype.itemsize:
+        return cast
+    return finite(cast, f"{name!r} in {cast.dtype}", "take bfloat16 or float32")
+
+
+def finite(tensor: np.ndarray, what: str, remedy: str) -> np.ndarray:
+    """The tensor, if it holds neither NaN nor infinity.
+
+    Raises:
+        ValueError: it does; says in `what`, and the remedy.
+    """
+    if tensor.dtype.kind in "biu" or np.isfinite(tensor).all():
+        return tensor
+    raise ValueError(
+        f"expected finite numbers in {what}, got {'NaN' if np.isnan(tensor).any() else 'infinity'}; {remedy}"
+    )
 
 
 def is_float(dtype: np.dtype) -> bool:

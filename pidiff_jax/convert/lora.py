@@ -20,7 +20,7 @@ import numpy as np
 from pidiff_jax.convert.clip import clip_table
 from pidiff_jax.convert.diffusers_config import read_config
 from pidiff_jax.convert.files import naming, open_tensors, read_metadata
-from pidiff_jax.convert.lazy_tensors import LazyTensors
+from pidiff_jax.convert.lazy_tensors import LazyTensors, finite, in_dtype
 from pidiff_jax.convert.original_names import UNET, original_table
 from pidiff_jax.convert.recognise import recognise_tensors
 from pidiff_jax.convert.stable_diffusion import StableDiffusion
@@ -99,8 +99,13 @@ def with_loras(model: StableDiffusion, loras: Sequence[tuple[Path, float]]) -> S
 
         def merged(path: str) -> np.ndarray:
             array = base.read(path)
-            deltas = [delta(path) * np.float32(scale) for delta, scale in found if path in delta.layers]
-            return sum(deltas, array.astype(np.float32)).astype(array.dtype) if deltas else array
+            with np.errstate(over="ignore", invalid="ignore"):
+                deltas = [delta(path) * np.float32(scale) for delta, scale in found if path in delta.layers]
+                if not deltas:
+                    return array
+                changed = sum(deltas, array.astype(np.float32))
+            finite(changed, f"{path!r} with its LoRAs", "give them smaller scales")
+            return in_dtype(changed, array.dtype, path)
 
         return LazyTensors(base.structs, merged)
 
@@ -149,8 +154,7 @@ def _open(path: Path, model: StableDiffusion, targets: Mapping[str, Entry]) -> _
             else:
                 layers[entry.ours] = layer
                 rank = tensors.structs[layer.tensors["down"]].shape[0]
-                alpha = float(tensors[layer.tensors["alpha"]].item()) if "alpha" in layer.tensors else None
-                factors[entry.ours] = _factor(settings, layer.name, alpha, rank)
+                factors[entry.ours] = _factor(settings, layer.name, _alpha(tensors, layer), rank)
         if problems:
             raise ValueError(f"the LoRA doesn't fit {model.path}: {listing(problems)}; it is of another base model")
     return _Deltas(tensors, by_path, layers, factors)
@@ -223,6 +227,15 @@ def _shape_problem(tensors: LazyTensors, layer: _Layer, entry: Entry) -> str | N
     return f"{layer.name!r}: expected a weight of shape {(outputs, *inputs)}, got matrices of {tuple(up)} and {tuple(down)}"
 
 
+def _alpha(tensors: LazyTensors, layer: _Layer) -> float | None:
+    """The alpha of a layer that a file itself holds."""
+    if (name := layer.tensors.get("alpha")) is None:
+        return None
+    if math.prod(shape := tensors.structs[name].shape) != 1:
+        raise ValueError(f"expected one number as {name!r}, got shape {tuple(shape)}; other forms aren't implemented")
+    return float(tensors.read(name).item())
+
+
 def _settings(path: Path, layers: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """PEFT's settings by the names' prefix, of a config beside the file or of diffusers' metadata in it; none is fine.
 
@@ -257,11 +270,24 @@ def _factor(settings: Mapping[str, Mapping[str, Any]], name: str, alpha: float |
     """alpha / rank; alpha of the file itself, else of PEFT's settings, else the rank."""
     prefix = next((prefix for prefix in settings if name.startswith(prefix)), None)
     own = settings[prefix] if prefix is not None else {}
+    if not rank:
+        raise ValueError(f"expected a rank above 0 of {name!r}, got empty matrices; save the LoRA again")
     if alpha is None:
-        alpha = own.get("lora_alpha")
-        for pattern, value in (own.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?{pattern}", name.removeprefix(prefix or "")):
-                alpha = value
+        alpha = _alpha_of_settings(own, name.removeprefix(prefix or ""))
     if alpha is None:
         return 1.0
     return alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _alpha_of_settings(own: Mapping[str, Any], name: str) -> float | None:
+    alpha, patterns = own.get("lora_alpha"), own.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise ValueError(
+            f"expected PEFT's alpha_pattern as an alpha for each pattern, got {patterns!r}; save the LoRA again"
+        )
+    for pattern, value in patterns.items():
+        if re.fullmatch(rf"(.*\.)?{pattern}", name):
+            alpha = value
+    if alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha)):
+        return alpha
+    raise ValueError(f"expected a finite number as PEFT's lora_alpha, got {alpha!r}; save the LoRA again")

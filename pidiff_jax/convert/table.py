@@ -100,7 +100,7 @@ def to_foreign(table: Sequence[Entry], tree: Mapping[str, Any]) -> dict[str, np.
     return dict(foreign_lazily(table, flatten(tree)))
 
 
-def ours_lazily(table: Sequence[Entry], foreign: Mapping[str, np.ndarray], ignore: Sequence[str] = ()) -> LazyTensors:
+def ours_lazily(table: Sequence[Entry], foreign: Mapping[str, Any], ignore: Sequence[str] = ()) -> LazyTensors:
     """Our arrays by path, each converted when it is asked for; the names and shapes are all checked at once.
 
     Args:

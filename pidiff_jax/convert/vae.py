@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from pidiff_jax.paths import unflatten
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def vae_table(spec: VAESpec) -> list[Entry]:
+@lru_cache(maxsize=8)
+def vae_table(spec: VAESpec) -> tuple[Entry, ...]:
     """The table between our VAE and diffusers' `AutoencoderKL`."""
-    return derive_table(nn.meta.unbox(vae_shapes(AutoencoderKL(spec))))
+    return tuple(derive_table(nn.meta.unbox(vae_shapes(AutoencoderKL(spec)))))
 
 
 def vae_from_diffusers(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """An export from a run's folder to a folder of files that have proved themselves."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from flax import linen as nn
 
+from pidiff_jax.convert.drafts import check_free, draft_of
 from pidiff_jax.export.adapter import AdapterFormat
 from pidiff_jax.export.base_model import BaseModelFormat
 from pidiff_jax.export.comfyui import ComfyUIFormat
@@ -92,8 +91,7 @@ def export_run(
         raise ValueError(f"expected no --variant for --format={format}, got {variant!r}; leave it out, or use --dtype")
     if identities and not form.has_people:
         raise ValueError(f"expected no --identity for --format={format}, which holds no people; leave it out")
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"expected nothing at {output}, got a file or folder; choose another --output")
+    check_free(output)
     config = read_config(workdir)
     override(config, overrides or {})
     world = open_world(config)
@@ -113,14 +111,11 @@ def export_run(
         picture=sitting.pictures[0] if check else None,
     )
     findings: list[Finding] = []
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as draft:
-        folder = Path(draft) / output.name
+    with draft_of(output) as folder:
         folder.mkdir()
         form.write(export, folder)
         if check:
             findings = prove(form, export, folder, sitting)
-        os.rename(folder, output)
     return Report(output, run.facts["num_steps"], findings)
 
 

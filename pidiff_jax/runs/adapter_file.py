@@ -57,6 +57,10 @@ def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: the file isn't an adapter.
     """
     facts = _read_json(path, _FACTS)
+    if missing := [name for name in ("num_steps", "seconds_training", "fingerprints") if name not in facts]:
+        raise ValueError(
+            f"expected {missing[0]} in {path}, got {_FACTS} without it; make the file again, by python -m launch.export"
+        )
     metadata = {
         "step": facts["num_steps"], "seconds_training": facts["seconds_training"], "frozen": facts["fingerprints"]
     }  # fmt: skip

@@ -144,6 +144,14 @@ def test_what_does_not_fit_is_named_with_its_file(files, words, tmp_path, change
     assert message in str(error.value) and "broken.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_infinity_in_a_buffer_that_nothing_reads_does_no_harm(files, words, tmp_path):
+    """OpenCLIP's mask of its attention, which some files keep."""
+    mask = torch.full((12, 12), -torch.inf).triu(1)
+    path = edited(files["2.x"], tmp_path / "mask.safetensors", cond_stage_model__model__attn_mask=mask)
+    ours, expected = (flatten(open_single_file(x, tokenizer=words).load(None)) for x in (path, files["2.x"]))
+    assert all(np.array_equal(ours[name], array) for name, array in expected.items())
+
+
 def test_a_2x_file_says_what_it_predicts_or_is_told(files, words, tmp_path):
     silent = edited(files["2.x"], tmp_path / "silent.safetensors", v_pred=None)
     with pytest.raises(ValueError, match=r"give --prediction_type.*v for 768 px models"):

@@ -303,7 +303,7 @@ def test_a_run_that_trained_its_base_is_no_ip_adapter(tmp_path):
 def test_nothing_is_overwritten(runs, tmp_path):
     (tmp_path / "out").write_text("notes", encoding="utf-8")
     line = refusal(f"--workdir={runs('linear')}", "--format=safetensors", f"--output={tmp_path / 'out'}")
-    assert "got a file or folder; choose another --output" in line
+    assert "got a file or folder; choose another name or remove it first" in line
     assert (tmp_path / "out").read_text(encoding="utf-8") == "notes"
 
 

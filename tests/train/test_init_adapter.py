@@ -58,6 +58,12 @@ def test_what_is_no_adapter_for_this_model_is_refused_by_the_key(tmp_path):
     write_safetensors(path, {name: np.ones(3) for name in ("input_layer.0.weight", "output_layer.3.weight")})
     with pytest.raises(ValueError, match="config.init.adapter: expected an adapter's file .*got an ArcFace recogniser"):
         experiment_of(adapter_config("ours", path))
+    diverged = {"unet/a/attn2/to_k_id/kernel": np.ones(2), "mapper/norm/scale": np.array(np.nan)}
+    write_safetensors(tmp_path / "nan.safetensors", diverged)
+    with pytest.raises(
+        ValueError, match="config.init.adapter: expected finite numbers in 'mapper/norm/scale' of .*, got NaN"
+    ):
+        experiment_of(adapter_config("ours", tmp_path / "nan.safetensors")).load()
     small = tmp_path / "small.safetensors"
     write_safetensors(small, {"unet/a/attn2/to_k_id/kernel": np.ones((2, 2)), "mapper/norm/scale": np.ones(2)})
     with pytest.raises(ValueError, match="config.init.adapter: .*small.safetensors: the weights don't fit this model"):
