@@ -23,7 +23,8 @@ VARIANT = flags.DEFINE_enum("variant", None, ["fp16", "bf16"], "In the names of 
 IDENTITY = flags.DEFINE_multi_string(
     "identity",
     [],
-    "Whom to send along: a file of W+ codes (.npy, .safetensors) or a held-out person, test:0; repeatable.",
+    "Whom to send along: a file of W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) or a held-out person of the "
+    "embedded world (test:0); repeatable.",
 )
 LICENCE = flags.DEFINE_string("licence", None, "Of the weights, for the files' metadata, such as Apache-2.0.")
 NO_CHECK = flags.DEFINE_bool("no-check", False, "Don't read the files again, draw from them and compare the pictures.")

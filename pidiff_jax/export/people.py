@@ -1,4 +1,4 @@
-"""Whom an export takes along: W+ codes from files, or held-out people of the run's world."""
+"""Whom an export takes along: W+ codes from files, from records, or of held-out people of the run's world."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data_pipeline.records import open_records
 from pidiff_jax.convert.files import read_tensors
 from pidiff_jax.locations import local_path
 from pidiff_jax.models.identity_mapper import MapperSpec
@@ -14,14 +15,15 @@ from pidiff_jax.worlds import World
 
 _NAME = re.compile(r"[\w-][\w.-]*")
 _HELD_OUT = re.compile(r"(validation|test):(\d+)")
+_RECORD = re.compile(r"(.+):(train|validation):(\d+)")
 
 
 def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> dict[str, Float[np.ndarray, "l d"]]:
     """W+ codes, float32, by a name that says where each is from.
 
     Args:
-        identities: files of W+ codes, .npy with one code (l, d) or .safetensors with one a tensor; or "test:3", the fourth
-            held-out person of that split.
+        identities: files of W+ codes, .npy with one code (l, d) or .safetensors with one a tensor; "test:3", the fourth
+            held-out person of that split; or "FOLDER:validation:3", the fourth record of a folder of records.
         world: of the run.
         spec: of the mapper that reads the codes.
 
@@ -31,7 +33,12 @@ def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> di
     """
     people: dict[str, np.ndarray] = {}
     for text in identities:
-        found = _held_out(match, world) if (match := _HELD_OUT.fullmatch(text)) else _from_file(text)
+        if match := _HELD_OUT.fullmatch(text):
+            found = _held_out(match, world)
+        elif match := _RECORD.fullmatch(text):
+            found = _from_record(match)
+        else:
+            found = _from_file(text)
         for name, code in found.items():
             if code.shape != (spec.num_layers, spec.wplus_dim):
                 raise ValueError(
@@ -57,25 +64,36 @@ def _held_out(match: re.Match[str], world: World) -> dict[str, np.ndarray]:
     held_out = world.held_out(split)
     if held_out is None:
         raise ValueError(
-            f"expected a file of W+ codes as --identity for a run {world.title}, got {match[0]!r}; nobody is held out there"
+            f"expected a file of W+ codes, or FOLDER:validation:0 for a record of a folder, as --identity for a run "
+            f"{world.title}, got {match[0]!r}; nobody is held out there"
         )
     held_out.check_people(number + 1)
     return {f"{split}_{number}": np.asarray(held_out.people(number + 1).wplus[number], np.float32)}
+
+
+def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
+    source, split, number = open_records(local_path(match[1], "--identity"), match[2]), match[2], int(match[3])
+    if number >= len(source):
+        raise ValueError(
+            f"--identity={match[0]}: expected a number below {len(source)}, the records of {split}, got {number}; correct it"
+        )
+    return {f"{split}_{number}": np.asarray(source[number]["wplus"], np.float32)}
 
 
 def _from_file(text: str) -> dict[str, np.ndarray]:
     path = local_path(text, "--identity")
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected a file of W+ codes or a held-out person such as test:0 as --identity, found no file {path}; check it"
+            f"expected a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as --identity, found "
+            f"no file {path}; check it"
         )
     if path.suffix == ".safetensors":
         return read_tensors(path, np.float32)
     if path.suffix == ".npy":
         return {path.stem: _load(path)}
     raise ValueError(
-        f"expected W+ codes (.npy, .safetensors) or a held-out person such as test:0 as --identity, got {path}; photographs "
-        "can't be encoded here yet: encode it first"
+        f"expected W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) or a held-out person (test:0) as --identity, "
+        f"got {path}; photographs can't be encoded here yet: make records of them with launch.prepare"
     )
 
 

@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from data_pipeline.records import write_records
 from launch.export import _FORMATS
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
 from pidiff_jax.evaluation.identity import draw_noise
@@ -21,6 +22,7 @@ from pidiff_jax.export.ip_adapter import IPAdapterFormat
 from pidiff_jax.paths import flatten
 from pidiff_jax.runs.saved_run import open_run
 from pidiff_jax.worlds.portraits.world import PortraitsWorld
+from tests.data_pipeline.made_up_records import make_record
 from tests.export.tiny_run import FORMS, make_run
 from tests.launch.commands import call, call_script
 
@@ -187,11 +189,13 @@ def test_comfyui_gets_what_its_nodes_read(runs, tmp_path, monkeypatch, form):
 def test_people_come_along_by_file_or_number(runs, tmp_path):
     code = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
     np.save(tmp_path / "anna.npy", code)
-    export_run(
-        runs("linear"), tmp_path / "out", "ip_adapter", identities=[str(tmp_path / "anna.npy"), "test:0"], check=False
-    )
+    record = {**make_record(0), "wplus": np.float32(2) * code}
+    write_records(tmp_path / "records", {"train": [record], "validation": [record]}, {})
+    identities = [str(tmp_path / "anna.npy"), "test:0", f"{tmp_path}/records:validation:0"]
+    export_run(runs("linear"), tmp_path / "out", "ip_adapter", identities=identities, check=False)
     people = read_tensors(tmp_path / "out/people.safetensors")
-    assert people.keys() == {"anna", "test_0"}
+    assert people.keys() == {"anna", "test_0", "validation_0"}
+    np.testing.assert_array_equal(people["validation_0"], 2 * people["anna"])
     np.testing.assert_array_equal(people["anna"], np.stack([0 * code, code]).reshape(2, 1, -1))
 
 
@@ -199,6 +203,7 @@ def test_people_come_along_by_file_or_number(runs, tmp_path):
     ("identity", "message"),
     [
         ("nobody.npy", r"found no file .*nobody\.npy"),
+        ("records:validation:0", "records"),
         ("face.jpg", "photographs can't be encoded here yet"),
         ("wide.npy", r"expected a W\+ code of shape \(10, 64\), got \(10, 65\)"),
         ("nan.npy", "expected finite numbers"),
