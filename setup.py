@@ -49,6 +49,7 @@ setup(
             "diffusers>=0.42,<0.43",
             "import-linter>=2.5",
             "mypy==2.4.1",
+            "peft>=0.21",
             "pytest>=9.0",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",

@@ -14,6 +14,7 @@ from pidiff_jax.convert.clip import clip_lazily
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer
 from pidiff_jax.convert.files import naming, open_tensors, read_shard_index
 from pidiff_jax.convert.lazy_tensors import LazyTensors, joined
+from pidiff_jax.convert.recognise import recognise
 from pidiff_jax.convert.stable_diffusion import StableDiffusion
 from pidiff_jax.convert.table import ours_lazily
 from pidiff_jax.convert.unet import unet_table
@@ -50,9 +51,11 @@ def open_diffusers_folder(path: Path | str, *, variant: str | None = None) -> St
 
     Raises:
         FileNotFoundError: lists every missing config file.
-        ValueError: a part or a config field that isn't implemented, or parts that don't fit each other.
+        ValueError: a pipeline of another kind, a part or a config field that isn't implemented, or parts that don't fit each
+            other.
     """
     path = Path(path)
+    _check_pipeline(path)
     _raise_missing(path, _missing_configs(path))
     _check_classes(path / "model_index.json")
     unet_config, unet_source = _config(path / "unet")
@@ -103,7 +106,13 @@ def noise_schedule(settings: configs.ScheduleSettings) -> NoiseSchedule:
 
 
 def check_files(path: Path, variant: str | None = None) -> None:
-    """Raises FileNotFoundError with every file that a Stable Diffusion folder should have and this one lacks."""
+    """Looks whether every file of a Stable Diffusion folder is there.
+
+    Raises:
+        FileNotFoundError: lists those that are missing.
+        ValueError: a pipeline of another kind.
+    """
+    _check_pipeline(path)
     missing = _missing_configs(path)
     for part, stems in _STEMS.items():
         try:
@@ -114,6 +123,12 @@ def check_files(path: Path, variant: str | None = None) -> None:
         shards = sorted(set(read_shard_index(file).values())) if file.suffix == ".json" else []
         missing += [f"{part}/{shard}" for shard in shards if not (path / part / shard).is_file()]
     _raise_missing(path, missing)
+
+
+def _check_pipeline(path: Path) -> None:
+    """Refuses a pipeline of another kind by its name, before its other parts look like missing or wrong ones."""
+    if (path / "model_index.json").is_file():
+        recognise(path)
 
 
 def _missing_configs(path: Path) -> list[str]:

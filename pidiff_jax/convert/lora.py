@@ -39,7 +39,8 @@ _NAMES = (
 )
 _ROLES = {"A": "down", "B": "up"}
 _PREFIXES = (
-    ("base_model_model_text_model_", "te_text_model_"), ("base_model_model_", "unet_"),
+    ("base_model_model_text_model_", "te_text_model_"), ("base_model_model_encoder_", "te_encoder_"),
+    ("base_model_model_", "unet_"),
     ("lora_unet_", "unet_"), ("lora_te1_", "te_"), ("lora_te_", "te_"), ("text_encoder_", "te_"), ("unet_", "unet_"),
     ("", "unet_"),
 )  # fmt: skip
@@ -50,7 +51,12 @@ _UNUSED = {
     "bias": ("none", None),
     "lora_bias": (False, None),
     "fan_in_fan_out": (False, None),
+    "use_bdlora": (None,),
+    "kasa_config": (None,),
+    "alora_invocation_tokens": (None,),
 }
+# Ways of starting a LoRA that take its start out of the base's weights, so that it doesn't fit these weights themselves.
+_CHANGE_BASE = ("pissa", "corda", "olora", "lora_ga", "loftq")
 
 
 @dataclass
@@ -263,6 +269,11 @@ def _settings(path: Path, layers: Iterable[str]) -> dict[str, Mapping[str, Any]]
                 raise ValueError(
                     f"expected {key} of {values[0]!r} in PEFT's settings, got {own[key]!r}; not implemented"
                 )
+        if str(start := own.get("init_lora_weights")).lower().startswith(_CHANGE_BASE):
+            raise ValueError(
+                f"expected a LoRA for the base model's weights, got init_lora_weights of {start!r}, which changes them; save "
+                "it with PEFT's path_initial_model_for_weight_conversion"
+            )
     return settings
 
 
@@ -285,9 +296,13 @@ def _alpha_of_settings(own: Mapping[str, Any], name: str) -> float | None:
         raise ValueError(
             f"expected PEFT's alpha_pattern as an alpha for each pattern, got {patterns!r}; save the LoRA again"
         )
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?{pattern}", name):
-            alpha = value
+    try:  # the first that matches counts, as in PEFT
+        found = (value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name))
+        alpha = next(found, alpha)
+    except re.error as error:
+        raise ValueError(
+            f"expected regular expressions in PEFT's alpha_pattern, got one with {error}; save the LoRA again"
+        ) from None
     if alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha)):
         return alpha
     raise ValueError(f"expected a finite number as PEFT's lora_alpha, got {alpha!r}; save the LoRA again")

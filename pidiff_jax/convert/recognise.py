@@ -102,6 +102,7 @@ def _folder(path: Path) -> Found:
     index = path / "model_index.json"
     if index.is_file():
         kind = read_config(index).get("_class_name")
+        kind = kind[-1] if isinstance(kind, list) and kind else kind  # with the file of a pipeline of the author's own
         if isinstance(kind, str) and not kind.startswith(("StableDiffusionPipeline", "StableDiffusionImg2Img")):
             raise ValueError(f"expected a StableDiffusionPipeline in {path}, got a {kind}; {_remedy()}")
         return Found("diffusers_folder", "a Stable Diffusion folder in diffusers' format")
