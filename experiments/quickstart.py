@@ -49,7 +49,7 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses.localisation = 0.5
+    config.losses.localisation = 0.5 if long else 0.4
     config.background_weight = 0.05 if long else 0.08
     config.min_time_fraction = 0.3
     config.ema_decay = 0.999 if long else 0.99
