@@ -303,6 +303,8 @@ def _alpha_of_settings(own: Mapping[str, Any], name: str) -> float | None:
         raise ValueError(
             f"expected regular expressions in PEFT's alpha_pattern, got one with {error}; save the LoRA again"
         ) from None
-    if alpha is None or (isinstance(alpha, int | float) and math.isfinite(alpha)):
-        return alpha
+    if alpha is None:
+        return None
+    if isinstance(alpha, int | float) and math.isfinite(alpha):
+        return float(alpha)
     raise ValueError(f"expected a finite number as PEFT's lora_alpha, got {alpha!r}; save the LoRA again")
