@@ -105,6 +105,7 @@ def test_plain_diffusers_draws_a_run_at_every_scale_of_the_identity(runs, tmp_pa
     assert all(np.abs(drawn[scale] - drawn[0.0]).max() > 0.01 for scale in (0.5, 1.0))
 
 
+@pytest.mark.full
 def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs, tmp_path):
     export_run(runs("linear"), tmp_path / "adapter", "ip_adapter", check=False)
     export_run(runs("linear"), tmp_path / "base", "diffusers", check=False)
@@ -230,7 +231,7 @@ def test_a_variant_names_the_weight_files_and_halves_them(runs, tmp_path):
     assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float16
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY)
 def test_an_adapter_file_can_be_opened_in_place_of_the_runs_folder(runs, tmp_path, form):
     export_run(runs(form), tmp_path / "out", "safetensors", check=False)
     run, again = open_run(runs(form)), open_run(tmp_path / "out/adapter.safetensors")
@@ -256,7 +257,7 @@ def test_the_average_is_what_leaves(runs, tmp_path):
     assert abs(np.mean([tensor.mean() for tensor in tensors.values()])) < 0.5  # without the average all are 1 higher
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", some(list(DTYPES), "bfloat16"))
 def test_weights_are_written_in_the_dtype_that_is_asked_for(runs, tmp_path, dtype):
     export_run(runs("linear"), tmp_path / "out", "ip_adapter", dtype=dtype, check=False)
     tensors = read_tensors(tmp_path / "out/ip_adapter.safetensors")
