@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,15 @@ def test_every_weight_file_says_what_it_is(runs, tmp_path):
     kind, picture = found["thumbnail"].split(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (256, 256)
+
+
+def test_files_are_titled_by_the_whole_name_of_the_runs_folder(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs("linear"), tmp_path / "lr0.001")
+    monkeypatch.chdir(tmp_path / "lr0.001")
+    for number, workdir in enumerate([tmp_path / "lr0.001", Path(".")]):
+        export_run(workdir, tmp_path / f"out{number}", "safetensors", check=False)
+        metadata = read_metadata(tmp_path / f"out{number}/adapter.safetensors")
+        assert metadata["modelspec.title"] == "PIDiff lr0.001"
 
 
 def test_the_hash_in_the_metadata_is_that_of_the_tensors(runs, tmp_path):
