@@ -187,6 +187,14 @@ def test_comfyui_gets_what_its_nodes_read(runs, tmp_path, monkeypatch, form):
             assert not isinstance(value, list) or value[0] in workflow
 
 
+def test_a_person_named_as_the_file_of_nobody_is_refused_by_comfyui(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("pidiff_jax.export.comfyui.architecture", lambda components: "stable-diffusion-v1")
+    np.save(tmp_path / "negative.npy", np.zeros((10, 64), np.float32))
+    identities = [str(tmp_path / "negative.npy")]
+    with pytest.raises(ValueError, match="expected no person named 'negative' .* rename the file of codes"):
+        export_run(runs("linear"), tmp_path / "out", "comfyui", identities=identities, check=False)
+
+
 def test_people_come_along_by_file_or_number(runs, tmp_path):
     code = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
     np.save(tmp_path / "anna.npy", code)
@@ -207,13 +215,24 @@ def test_people_come_along_by_file_or_number(runs, tmp_path):
         ("records:validation:0", "records"),
         ("face.jpg", "photographs can't be encoded here yet"),
         ("wide.npy", r"expected a W\+ code of shape \(10, 64\), got \(10, 65\)"),
+        ("batch.npy", r"got \(1, 10, 64\) in 'batch'; .* without an axis for a batch"),
         ("nan.npy", "expected finite numbers"),
+        ("empty.npy", "expected numbers in .*; save the code with numpy.save"),
+        ("complex.npy", "expected real numbers in .*, got complex128"),
+        ("archive.npy", "expected real numbers in .*, got an archive of arrays"),
+        ("nobody.safetensors", r"expected W\+ codes, got a file without tensors"),
         ("a b.npy", "expected a name of letters"),
     ],
 )
 def test_people_that_are_none_are_refused(runs, tmp_path, identity, message):
     np.save(tmp_path / "wide.npy", np.zeros((10, 65)))
+    np.save(tmp_path / "batch.npy", np.zeros((1, 10, 64)))
     np.save(tmp_path / "nan.npy", np.full((10, 64), np.nan))
+    np.save(tmp_path / "complex.npy", np.zeros((10, 64), complex))
+    np.savez(tmp_path / "archive", np.zeros((10, 64)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    (tmp_path / "empty.npy").touch()
+    write_safetensors(tmp_path / "nobody.safetensors", {})
     np.save(tmp_path / "a b.npy", np.zeros((10, 64)))
     (tmp_path / "face.jpg").touch()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
