@@ -110,8 +110,14 @@ def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs
     export_run(runs("linear"), tmp_path / "adapter", "ip_adapter", check=False)
     export_run(runs("linear"), tmp_path / "base", "diffusers", check=False)
     script, pictures = tmp_path / "adapter" / "draw.py", {}
+    line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+    result = call_script(line, tmp_path / "base", "a person", "nobody")
+    assert result.returncode == 1 and "\nDraws a person: python draw.py BASE" in f"\n{result.stderr}"
     for person in ("person_0", "person_1"):
-        line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+        if pictures:  # the second without guidance
+            text = script.read_text(encoding="utf-8")
+            assert "guidance_scale = 2.5" in text
+            script.write_text(text.replace("guidance_scale = 2.5", "guidance_scale = 1.0"), encoding="utf-8")
         result = call_script(line, tmp_path / "base", "a person in a red shirt before a blue wall", person)
         assert result.returncode == 0, result.stderr
         pictures[person] = np.asarray(Image.open(tmp_path / "person.png"))
