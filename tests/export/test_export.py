@@ -136,23 +136,76 @@ def test_the_pipeline_in_pytorch_draws_the_pictures_of_every_form_of_run(runs, t
     assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
 
 
-def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(runs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pipeline_folder(runs, tmp_path_factory):
+    """An exported pipeline whose identity has a query of its own."""
+    folder = tmp_path_factory.mktemp("pipeline") / "out"
+    export_run(runs("independent"), folder, "diffusers_identity", identities=["test:1"], check=False)
+    return folder
+
+
+@pytest.fixture
+def open_pipe(pipeline_folder, tmp_path, monkeypatch):
+    """Opens a folder as users do, and returns how it draws the person in it."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    export_run(runs("independent"), tmp_path / "out", "diffusers_identity", identities=["test:1"], check=False)
-    folder = str(tmp_path / "out")
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, custom_pipeline=folder, trust_remote_code=True, local_files_only=True
-    )
-    person = load_file(tmp_path / "out/people.safetensors")["test_1"]
+    person = load_file(pipeline_folder / "people.safetensors")["test_1"]
 
-    def draw(**identity):
-        options = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
-        return pipe(["a person", "a red wall"], num_images_per_prompt=2, **identity, **options).images
+    def opened(folder):
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder), custom_pipeline=str(folder), trust_remote_code=True, local_files_only=True
+        )
 
-    pictures, nobody = draw(wplus=person), draw()
+        def draw(prompt="a person", wplus=person, **options):
+            options = {"num_inference_steps": 2, "output_type": "np", **options}
+            return pipe(prompt, wplus=wplus, generator=torch.Generator().manual_seed(0), **options).images
+
+        return pipe, draw
+
+    return opened
+
+
+def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(pipeline_folder, open_pipe):
+    _, draw = open_pipe(pipeline_folder)
+    person = load_file(pipeline_folder / "people.safetensors")["test_1"]
+
+    def draw_four(**identity):
+        return draw(["a person", "a red wall"], num_images_per_prompt=2, **identity)
+
+    pictures, nobody = draw_four(), draw_four(wplus=None)
     assert pictures.shape == (4, 64, 64, 3) and np.abs(pictures - nobody).max() > 0.01
-    np.testing.assert_array_equal(draw(wplus=person, identity_scale=0), nobody)
-    np.testing.assert_allclose(draw(wplus=torch.stack([person, person])), pictures, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(draw_four(identity_scale=0), nobody)
+    np.testing.assert_allclose(draw_four(wplus=torch.stack([person, person])), pictures, rtol=0, atol=1e-5)
+
+
+def test_the_pipeline_keeps_the_identity_when_diffusers_exchanges_the_attention(pipeline_folder, open_pipe):
+    pipe, draw = open_pipe(pipeline_folder)
+    pictures = draw()
+    pipe.enable_attention_slicing()
+    np.testing.assert_allclose(draw(), pictures, rtol=0, atol=1e-4)
+    pipe.disable_attention_slicing()
+    np.testing.assert_allclose(draw(), pictures, rtol=0, atol=1e-4)
+
+
+def test_a_pipeline_that_is_saved_opens_again_and_draws_the_same(pipeline_folder, open_pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(pipeline_folder.parent)
+    pipe, draw = open_pipe(pipeline_folder.name)
+    pictures = draw()
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("saved")
+    _, draw_again = open_pipe("saved")
+    np.testing.assert_array_equal(draw(), pictures)
+    np.testing.assert_array_equal(draw_again(), pictures)
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert read_tensors(tmp_path / "saved" / unet).keys() == read_tensors(pipeline_folder / unet).keys()
+
+
+@pytest.mark.parametrize("shape", [(18, 64), (10, 32), (3, 10, 64)])
+def test_the_pipeline_refuses_codes_that_are_not_the_mappers_or_the_prompts(pipeline_folder, open_pipe, shape):
+    _, draw = open_pipe(pipeline_folder)
+    with pytest.raises(
+        ValueError, match=r"expected one W\+ code \(10, 64\), or one for each of 2 prompts, got the shape"
+    ):
+        draw(["a person", "a red wall"], wplus=torch.zeros(shape))
 
 
 def test_a_w_plus_adapter_file_draws_the_runs_pictures(runs, tmp_path):
