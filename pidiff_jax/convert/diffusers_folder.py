@@ -170,7 +170,7 @@ def weight_file(folder: Path, stems: tuple[str, ...], variant: str | None = None
         plain = "the plain files and " if "" in available else ""
         hint = (
             f" (there are {plain}the variants {', '.join(names)}: choose one, as variant={names[0]!r}, "
-            f"--config.base.variant={names[0]} of a training or --variant={names[0]} of launch.prepare)"
+            f"--config.base.variant={names[0]} of a training or --variant={names[0]} of launch.prepare and launch.convert)"
         )
     raise FileNotFoundError(f"{folder.name}/{stems[0]}{dot}.safetensors{hint}")
 

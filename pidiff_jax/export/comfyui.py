@@ -45,8 +45,14 @@ class ComfyUIFormat:
 
     def write(self, export: Export, folder: Path) -> None:
         """Weights, people and the workflow."""
+        people = export.people()
+        if (taken := Path(NEGATIVE).stem) in people:
+            raise ValueError(
+                f"expected no person named {taken!r} as --identity for --format={self.name}, which has a file of that name; "
+                "rename the file of codes"
+            )
         write_ip_adapter(export, folder / WEIGHTS)
-        for name, code in export.people().items():
+        for name, code in people.items():
             negative, positive = embeds(export.components, code)  # (1, F), or rows (1, t, F)
             save_torch(folder / f"{name}.ipadpt", positive)
         save_torch(folder / NEGATIVE, negative)

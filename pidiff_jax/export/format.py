@@ -55,11 +55,12 @@ class Export:
 
     def metadata(self, kind: str, implementation: str, description: str) -> dict[str, str]:
         """ModelSpec's fields; see `describe`."""
+        source = self.run.folder.resolve()  # "." has no name
         return describe(
             self.components,
             kind=kind,
             implementation=implementation,
-            title=f"PIDiff {self.run.folder.stem}",
+            title=f"PIDiff {source.stem if source.is_file() else source.name}",
             description=f"{description} Trained for {self.run.facts['num_steps']} steps with pidiff_jax.",
             licence=self.licence,
             picture=self.picture,

@@ -26,15 +26,22 @@ from pathlib import Path
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-here, base, prompt = Path(__file__).parent, *sys.argv[1:3]
-person = load_file(here / "{people_file}")[sys.argv[3] if len(sys.argv) > 3 else "{first}"]
+here = Path(__file__).parent
+people = load_file(here / "{people_file}")
+if len(sys.argv) == 3:
+    sys.argv.append("{first}")
+if len(sys.argv) != 4 or sys.argv[3] not in people:
+    sys.exit(__doc__)
+base, prompt, name = sys.argv[1:]
 
+guidance_scale = {guidance_scale}
+person = people[name] if guidance_scale > 1 else people[name][1:]  # "no identity" is first, which guidance leads away from
 pipe = StableDiffusionPipeline.from_pretrained(base)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_ip_adapter(here, subfolder="", weight_name="{weights}", image_encoder_folder=None, low_cpu_mem_usage=False)
 pipe.set_ip_adapter_scale({scale})
 picture = pipe(
-    prompt, ip_adapter_image_embeds=[person], num_inference_steps={num_steps}, guidance_scale={guidance_scale}
+    prompt, ip_adapter_image_embeds=[person], num_inference_steps={num_steps}, guidance_scale=guidance_scale
 ).images[0]
 picture.save("person.png")
 '''

@@ -39,11 +39,14 @@ def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> di
             found = _from_record(match)
         else:
             found = _from_file(text)
+        if not found:
+            raise ValueError(f"--identity={text}: expected W+ codes, got a file without tensors; save one with a code")
         for name, code in found.items():
             if code.shape != (spec.num_layers, spec.wplus_dim):
                 raise ValueError(
                     f"--identity={text}: expected a W+ code of shape ({spec.num_layers}, {spec.wplus_dim}), got {code.shape} "
-                    f"in {name!r}; encode the person with the run's own encoder"
+                    f"in {name!r}; encode the person with the run's own encoder, and save the code alone, without an axis for "
+                    "a batch"
                 )
             if not np.isfinite(code).all():
                 raise ValueError(f"--identity={text}: expected finite numbers, got others in {name!r}; encode it again")
@@ -99,6 +102,10 @@ def _from_file(text: str) -> dict[str, np.ndarray]:
 
 def _load(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False).astype(np.float32)
-    except ValueError as error:
+        code = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise ValueError(f"expected numbers in {path}, got: {error}; save the code with numpy.save") from None
+    if not isinstance(code, np.ndarray) or code.dtype.kind not in "fiu":
+        kind = code.dtype if isinstance(code, np.ndarray) else "an archive of arrays"
+        raise ValueError(f"expected real numbers in {path}, got {kind}; save the code with numpy.save")
+    return code.astype(np.float32)

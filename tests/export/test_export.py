@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,14 @@ def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs
     export_run(runs("linear"), tmp_path / "adapter", "ip_adapter", check=False)
     export_run(runs("linear"), tmp_path / "base", "diffusers", check=False)
     script, pictures = tmp_path / "adapter" / "draw.py", {}
+    line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+    result = call_script(line, tmp_path / "base", "a person", "nobody")
+    assert result.returncode == 1 and "\nDraws a person: python draw.py BASE" in f"\n{result.stderr}"
     for person in ("person_0", "person_1"):
-        line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
+        if pictures:  # the second without guidance
+            text = script.read_text(encoding="utf-8")
+            assert "guidance_scale = 2.5" in text
+            script.write_text(text.replace("guidance_scale = 2.5", "guidance_scale = 1.0"), encoding="utf-8")
         result = call_script(line, tmp_path / "base", "a person in a red shirt before a blue wall", person)
         assert result.returncode == 0, result.stderr
         pictures[person] = np.asarray(Image.open(tmp_path / "person.png"))
@@ -130,23 +137,76 @@ def test_the_pipeline_in_pytorch_draws_the_pictures_of_every_form_of_run(runs, t
     assert found["JAX"] == 0.0 and found["PyTorch"] <= 1e-3
 
 
-def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(runs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pipeline_folder(runs, tmp_path_factory):
+    """An exported pipeline whose identity has a query of its own."""
+    folder = tmp_path_factory.mktemp("pipeline") / "out"
+    export_run(runs("independent"), folder, "diffusers_identity", identities=["test:1"], check=False)
+    return folder
+
+
+@pytest.fixture
+def open_pipe(pipeline_folder, tmp_path, monkeypatch):
+    """Opens a folder as users do, and returns how it draws the person in it."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    export_run(runs("independent"), tmp_path / "out", "diffusers_identity", identities=["test:1"], check=False)
-    folder = str(tmp_path / "out")
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, custom_pipeline=folder, trust_remote_code=True, local_files_only=True
-    )
-    person = load_file(tmp_path / "out/people.safetensors")["test_1"]
+    person = load_file(pipeline_folder / "people.safetensors")["test_1"]
 
-    def draw(**identity):
-        options = {"num_inference_steps": 2, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
-        return pipe(["a person", "a red wall"], num_images_per_prompt=2, **identity, **options).images
+    def opened(folder):
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder), custom_pipeline=str(folder), trust_remote_code=True, local_files_only=True
+        )
 
-    pictures, nobody = draw(wplus=person), draw()
+        def draw(prompt="a person", wplus=person, **options):
+            options = {"num_inference_steps": 2, "output_type": "np", **options}
+            return pipe(prompt, wplus=wplus, generator=torch.Generator().manual_seed(0), **options).images
+
+        return pipe, draw
+
+    return opened
+
+
+def test_diffusers_itself_finds_the_pipeline_and_draws_a_person_with_it(pipeline_folder, open_pipe):
+    _, draw = open_pipe(pipeline_folder)
+    person = load_file(pipeline_folder / "people.safetensors")["test_1"]
+
+    def draw_four(**identity):
+        return draw(["a person", "a red wall"], num_images_per_prompt=2, **identity)
+
+    pictures, nobody = draw_four(), draw_four(wplus=None)
     assert pictures.shape == (4, 64, 64, 3) and np.abs(pictures - nobody).max() > 0.01
-    np.testing.assert_array_equal(draw(wplus=person, identity_scale=0), nobody)
-    np.testing.assert_allclose(draw(wplus=torch.stack([person, person])), pictures, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(draw_four(identity_scale=0), nobody)
+    np.testing.assert_allclose(draw_four(wplus=torch.stack([person, person])), pictures, rtol=0, atol=1e-5)
+
+
+def test_the_pipeline_keeps_the_identity_when_diffusers_exchanges_the_attention(pipeline_folder, open_pipe):
+    pipe, draw = open_pipe(pipeline_folder)
+    pictures = draw()
+    pipe.enable_attention_slicing()
+    np.testing.assert_allclose(draw(), pictures, rtol=0, atol=1e-4)
+    pipe.disable_attention_slicing()
+    np.testing.assert_allclose(draw(), pictures, rtol=0, atol=1e-4)
+
+
+def test_a_pipeline_that_is_saved_opens_again_and_draws_the_same(pipeline_folder, open_pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(pipeline_folder.parent)
+    pipe, draw = open_pipe(pipeline_folder.name)
+    pictures = draw()
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("saved")
+    _, draw_again = open_pipe("saved")
+    np.testing.assert_array_equal(draw(), pictures)
+    np.testing.assert_array_equal(draw_again(), pictures)
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert read_tensors(tmp_path / "saved" / unet).keys() == read_tensors(pipeline_folder / unet).keys()
+
+
+@pytest.mark.parametrize("shape", [(18, 64), (10, 32), (3, 10, 64)])
+def test_the_pipeline_refuses_codes_that_are_not_the_mappers_or_the_prompts(pipeline_folder, open_pipe, shape):
+    _, draw = open_pipe(pipeline_folder)
+    with pytest.raises(
+        ValueError, match=r"expected one W\+ code \(10, 64\), or one for each of 2 prompts, got the shape"
+    ):
+        draw(["a person", "a red wall"], wplus=torch.zeros(shape))
 
 
 def test_a_w_plus_adapter_file_draws_the_runs_pictures(runs, tmp_path):
@@ -187,6 +247,14 @@ def test_comfyui_gets_what_its_nodes_read(runs, tmp_path, monkeypatch, form):
             assert not isinstance(value, list) or value[0] in workflow
 
 
+def test_a_person_named_as_the_file_of_nobody_is_refused_by_comfyui(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("pidiff_jax.export.comfyui.architecture", lambda components: "stable-diffusion-v1")
+    np.save(tmp_path / "negative.npy", np.zeros((10, 64), np.float32))
+    identities = [str(tmp_path / "negative.npy")]
+    with pytest.raises(ValueError, match="expected no person named 'negative' .* rename the file of codes"):
+        export_run(runs("linear"), tmp_path / "out", "comfyui", identities=identities, check=False)
+
+
 def test_people_come_along_by_file_or_number(runs, tmp_path):
     code = np.random.default_rng(0).standard_normal((10, 64)).astype(np.float32)
     np.save(tmp_path / "anna.npy", code)
@@ -207,13 +275,24 @@ def test_people_come_along_by_file_or_number(runs, tmp_path):
         ("records:validation:0", "records"),
         ("face.jpg", "photographs can't be encoded here yet"),
         ("wide.npy", r"expected a W\+ code of shape \(10, 64\), got \(10, 65\)"),
+        ("batch.npy", r"got \(1, 10, 64\) in 'batch'; .* without an axis for a batch"),
         ("nan.npy", "expected finite numbers"),
+        ("empty.npy", "expected numbers in .*; save the code with numpy.save"),
+        ("complex.npy", "expected real numbers in .*, got complex128"),
+        ("archive.npy", "expected real numbers in .*, got an archive of arrays"),
+        ("nobody.safetensors", r"expected W\+ codes, got a file without tensors"),
         ("a b.npy", "expected a name of letters"),
     ],
 )
 def test_people_that_are_none_are_refused(runs, tmp_path, identity, message):
     np.save(tmp_path / "wide.npy", np.zeros((10, 65)))
+    np.save(tmp_path / "batch.npy", np.zeros((1, 10, 64)))
     np.save(tmp_path / "nan.npy", np.full((10, 64), np.nan))
+    np.save(tmp_path / "complex.npy", np.zeros((10, 64), complex))
+    np.savez(tmp_path / "archive", np.zeros((10, 64)))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    (tmp_path / "empty.npy").touch()
+    write_safetensors(tmp_path / "nobody.safetensors", {})
     np.save(tmp_path / "a b.npy", np.zeros((10, 64)))
     (tmp_path / "face.jpg").touch()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -275,6 +354,15 @@ def test_every_weight_file_says_what_it_is(runs, tmp_path):
     kind, picture = found["thumbnail"].split(",")
     assert kind == "data:image/jpeg;base64"
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (256, 256)
+
+
+def test_files_are_titled_by_the_whole_name_of_the_runs_folder(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs("linear"), tmp_path / "lr0.001")
+    monkeypatch.chdir(tmp_path / "lr0.001")
+    for number, workdir in enumerate([tmp_path / "lr0.001", Path(".")]):
+        export_run(workdir, tmp_path / f"out{number}", "safetensors", check=False)
+        metadata = read_metadata(tmp_path / f"out{number}/adapter.safetensors")
+        assert metadata["modelspec.title"] == "PIDiff lr0.001"
 
 
 def test_the_hash_in_the_metadata_is_that_of_the_tensors(runs, tmp_path):

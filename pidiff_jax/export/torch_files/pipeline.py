@@ -11,6 +11,7 @@ The identity lies in `identity/` beside this file. Written by pidiff_jax, which 
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -93,9 +94,9 @@ class PIDiffPipeline(StableDiffusionPipeline):
         for name in ("guidance_scale", "num_inference_steps"):
             options.setdefault(name, settings[name])
         if wplus is not None:
-            count = 1 if isinstance(prompt, str) else len(options["prompt_embeds"] if prompt is None else prompt)
-            codes = torch.as_tensor(wplus, device=self.unet.device, dtype=self.unet.dtype)
-            codes = codes.expand(count, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+            texts = options.get("prompt_embeds", []) if prompt is None else prompt
+            codes = self.codes(wplus, 1 if isinstance(texts, str) else len(texts))
+            codes = codes.repeat_interleave(num_images_per_prompt, dim=0)
             if options["guidance_scale"] > 1:  # diffusers puts what guidance leads away from first
                 codes = torch.cat([torch.zeros_like(codes), codes])
             self.set_identity(
@@ -106,35 +107,59 @@ class PIDiffPipeline(StableDiffusionPipeline):
         finally:
             self.set_identity(None, 0.0)
 
+    def codes(self, wplus, count):
+        """One code for each of the prompts, (count, l, d)."""
+        codes = torch.as_tensor(wplus, device=self._execution_device, dtype=self.unet.dtype)
+        size = (max(end for _, end in self.mapper.groups), self.settings["mapper"]["wplus_dim"])
+        if codes.shape not in (size, (1, *size), (count, *size)):
+            raise ValueError(
+                f"expected one W+ code {size}, or one for each of {count} prompts, got the shape {tuple(codes.shape)}"
+            )
+        return codes.expand(count, -1, -1)
+
     def set_identity(self, tokens, scale):
         """What all cross-attentions read until the next call; a scale of 0 leaves the base as it is, bit for bit."""
-        for processor in self.unet.attn_processors.values():
-            if isinstance(processor, IdentityAttention):
-                processor.tokens, processor.scale = (tokens if scale else None), scale
+        for processor in self.processors.values():
+            processor.tokens, processor.scale = (tokens if scale else None), scale
 
     def load_identity(self):
-        """Puts mapper and processors in place at the first call, on the UNet's device at every one; returns the settings."""
-        folder = Path(self.config._name_or_path) / "identity"
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        """Reads mapper and processors at the first call, and puts them in place at every one; returns the settings."""
         if self.mapper is None:
-            weights = load_file(folder / "identity.safetensors")
+            self.folder = Path(self.config._name_or_path).resolve()
+            weights = load_file(self.folder / "identity/identity.safetensors")
+            self.settings = json.loads((self.folder / "identity/config.json").read_text(encoding="utf-8"))
 
             def part(prefix):
                 return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
-            mapper = IdentityMapper(**settings["mapper"])
-            mapper.load_state_dict(part("mapper."))
-            processors = self.unet.attn_processors
-            for name in processors:
+            self.processors, self.others = {}, {}
+            for name in self.unet.attn_processors:
                 path = name.removesuffix(".processor")
                 if path.endswith("attn2"):
                     width = self.unet.get_submodule(path).to_q.out_features
-                    processors[name] = IdentityAttention(width, **settings["attention"])
-                    processors[name].load_state_dict(part(f"unet.{path}."))
-            self.unet.set_attn_processor(processors)
+                    self.processors[name] = IdentityAttention(width, **self.settings["attention"])
+                    self.processors[name].load_state_dict(part(f"unet.{path}."))
+            mapper = IdentityMapper(**self.settings["mapper"])
+            mapper.load_state_dict(part("mapper."))
             self.mapper = mapper
-        self.mapper.to(self.unet.device, self.unet.dtype)
-        for processor in self.unet.attn_processors.values():
-            if isinstance(processor, IdentityAttention):
-                processor.to(self.unet.device, self.unet.dtype)
-        return settings
+        current = self.unet.attn_processors
+        # Not only at the first call: attention slicing, for one, puts others in their place.
+        others = {name: current[name] for name in self.processors if current[name] is not self.processors[name]}
+        if others:
+            self.others = {**self.others, **others}
+            self.unet.set_attn_processor({**current, **self.processors})
+        for module in (self.mapper, *self.processors.values()):
+            module.to(self._execution_device, self.unet.dtype)
+        return self.settings
+
+    def save_pretrained(self, save_directory, **options):
+        """Saves a folder of the same kind: diffusers' parts as they are now, and the identity as it was opened."""
+        self.load_identity()
+        self.unet.set_attn_processor(
+            {**self.unet.attn_processors, **self.others}
+        )  # ours would be saved as the UNet's own
+        super().save_pretrained(save_directory, **options)
+        if Path(save_directory).resolve() != self.folder:
+            shutil.copytree(self.folder / "identity", Path(save_directory) / "identity", dirs_exist_ok=True)
+            for name in ("pipeline.py", "people.safetensors"):
+                shutil.copyfile(self.folder / name, Path(save_directory) / name)
