@@ -171,7 +171,9 @@ def test_the_vae_may_be_there_as_a_variant_only(base, tmp_path):
     for variant in (None, "fp16"):
         with pytest.raises(FileNotFoundError, match="e4e.safetensors"):  # the VAE is read, then comes what isn't there
             load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant=variant)
-    with pytest.raises(FileNotFoundError, match="ema.*variants fp16: choose one.* of launch.prepare and launch.convert"):
+    with pytest.raises(
+        FileNotFoundError, match="ema.*variants fp16: choose one.* of launch.prepare and launch.convert"
+    ):
         load_encoders(tmp_path / "base", tmp_path / "e4e.safetensors", variant="ema")
 
 
