@@ -33,37 +33,35 @@ def target(
 
 
 def to_x0(
-    schedule: NoiseSchedule,
     prediction: Float[Array, "b h w c"],
     noisy_latents: Float[Array, "b h w c"],
-    timesteps: Int[ArrayLike, "*b"],
+    signal: Float[Array, "..."],
+    sigma: Float[Array, "..."],
     prediction_type: str,
 ) -> Float[Array, "b h w c"]:
-    """The clean latents that a prediction stands for.
+    """The clean latents that a prediction stands for; signal and sigma are a and s, from `signal_and_noise_scales`, say.
 
-    From "eps" it isn't finite where alphas_cumprod is 0 (the last step of a zero-terminal-SNR schedule).
+    From "eps" it isn't finite where signal is 0 (the last step of a zero-terminal-SNR schedule).
     """
     check_prediction_type(prediction_type)
     if prediction_type == "x0":
         return prediction
-    signal, sigma = signal_and_noise_scales(schedule, timesteps, noisy_latents.ndim)
     if prediction_type == "eps":
         return (noisy_latents - sigma * prediction) / signal
     return signal * noisy_latents - sigma * prediction
 
 
 def to_eps(
-    schedule: NoiseSchedule,
     prediction: Float[Array, "b h w c"],
     noisy_latents: Float[Array, "b h w c"],
-    timesteps: Int[ArrayLike, "*b"],
+    signal: Float[Array, "..."],
+    sigma: Float[Array, "..."],
     prediction_type: str,
 ) -> Float[Array, "b h w c"]:
-    """The noise that a prediction stands for."""
+    """The noise that a prediction stands for; signal and sigma are a and s."""
     check_prediction_type(prediction_type)
     if prediction_type == "eps":
         return prediction
-    signal, sigma = signal_and_noise_scales(schedule, timesteps, noisy_latents.ndim)
     if prediction_type == "x0":
         return (noisy_latents - signal * prediction) / sigma
     return signal * prediction + sigma * noisy_latents

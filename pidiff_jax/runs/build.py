@@ -3,13 +3,12 @@
 import math
 from typing import Any
 
-from pidiff_jax.diffusion.samplers import ddim_timesteps
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
 from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.sampling.generate import Sampling
+from pidiff_jax.sampling.generate import Sampling, sampler_for
 from pidiff_jax.train.build import build_identity
 from pidiff_jax.train.experiment import Experiment, IdentityExperiment
 from pidiff_jax.worlds import World
@@ -65,11 +64,8 @@ def evaluation_settings(
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
-    c = components
     with about("config.sampling.num_steps"):
-        ddim_timesteps(
-            c.schedule.num_steps, sampling.num_steps, spacing=c.timestep_spacing, steps_offset=c.steps_offset
-        )
+        sampler_for(components, Sampling(sampling.num_steps))
     if not math.isfinite(sampling.guidance_scale):
         raise ValueError(
             f"config.sampling.guidance_scale: expected a finite number, got {sampling.guidance_scale}; 1 to 10 are usual"

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from pidiff_jax.arrays import add_up
 from pidiff_jax.diffusion.guidance import classifier_free, rescale_guidance
-from pidiff_jax.diffusion.samplers import ddim_sample, ddim_timesteps
+from pidiff_jax.diffusion.samplers import Sampler, make_sampler, sample
 from pidiff_jax.models.unet import expand_scale
 from pidiff_jax.sampling.components import Components
 
@@ -19,14 +19,39 @@ from pidiff_jax.sampling.components import Components
 class Sampling:
     """How pictures are drawn.
 
-    num_steps: of DDIM. guidance_scale: of classifier-free guidance; 1 means none.
+    num_steps: of the sampler. guidance_scale: of classifier-free guidance; 1 means none.
     guidance_rescale: how far the guided prediction gets the spread of the conditional one, 0 (not at all) to 1; 0.7 is
         usual with zero-terminal-SNR schedules, whose pictures guidance overexposes.
+    sampler: one of `diffusion.samplers.SAMPLERS`; "ddpm", "euler_ancestral", "lcm" and DDIM with eta add noise.
+    eta: of DDIM alone: 0 is deterministic, 1 has DDPM's variance.
     """
 
     num_steps: int = 25
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    eta: float = 0.0
+
+
+def sampler_for(components: Components, sampling: Sampling) -> Sampler:
+    """The sampler with its steps, in the schedule and the spacing of the model.
+
+    Raises:
+        ValueError: the model can't be drawn from like this; says why.
+    """
+    c = components
+    # Of all samplers, diffusers' pipelines end DDIM alone where the model's config says.
+    ends_in_noise = sampling.sampler == "ddim" and not c.set_alpha_to_one
+    return make_sampler(
+        sampling.sampler,
+        c.schedule,
+        c.prediction_type,
+        sampling.num_steps,
+        spacing=c.timestep_spacing,
+        steps_offset=c.steps_offset,
+        final_sigma="min" if ends_in_noise else "zero",
+        eta=sampling.eta,
+    )
 
 
 def generate(
@@ -37,6 +62,7 @@ def generate(
     wplus: Float[Array, "b l d"] | None = None,
     identity_scale: float | Array = 1.0,
     sampling: Sampling = Sampling(),
+    keys: Key[Array, "b"] | None = None,
 ) -> tuple[Float[Array, "b h2 w2 3"], Float[Array, "b h w"]]:
     """Draws pictures in [0, 1] and, where identity is given, the map of its attention (see `generate_latents`).
 
@@ -45,7 +71,7 @@ def generate(
     Raises:
         ValueError: shapes that don't fit the specs or each other.
     """
-    latents, heat = generate_latents(components, params, noise, text_ids, wplus, identity_scale, sampling)
+    latents, heat = generate_latents(components, params, noise, text_ids, wplus, identity_scale, sampling, keys)
     return decode_latents(components, params["vae"], latents / components.vae.spec.scaling_factor), heat
 
 
@@ -65,18 +91,22 @@ def generate_latents(
     wplus: Float[Array, "b l d"] | None = None,
     identity_scale: float | Array = 1.0,
     sampling: Sampling = Sampling(),
+    keys: Key[Array, "b"] | None = None,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
     """Draws scaled latents, and the map of the identity's attention.
 
     The unconditional half of guidance has the null text and, as in training, the zero W+ code. The map is the strength
     of the identity branch per latent position, each layer's sum made 1, averaged over layers and steps; zero without
     identity.
-    `identity_scale` is (), (b,) or broadcasts to (b, h, w, t).
+    `identity_scale` is (), (b,) or broadcasts to (b, h, w, t). `keys`, one for each picture, are for samplers that add
+    noise; a picture depends on its own key alone, whatever else is in the batch.
 
     Raises:
-        ValueError: shapes that don't fit the specs or each other.
+        ValueError: shapes that don't fit the specs or each other, a sampler that can't be used with the model, or one
+            that adds noise without keys.
     """
     c = components
+    sampler = sampler_for(c, sampling)
     size, height, width, _ = noise.shape
     null_ids = jnp.broadcast_to(jnp.asarray(c.null_text_ids, text_ids.dtype), text_ids.shape)
     text = c.conditioner(params, jnp.concatenate([null_ids, text_ids]))
@@ -103,12 +133,7 @@ def generate_latents(
             guided = rescale_guidance(guided, conditional, sampling.guidance_rescale)
         return guided, heat
 
-    timesteps = ddim_timesteps(
-        c.schedule.num_steps, sampling.num_steps, spacing=c.timestep_spacing, steps_offset=c.steps_offset
-    )
-    latents, heat = ddim_sample(
-        denoise, noise, c.schedule, timesteps, c.prediction_type, set_alpha_to_one=c.set_alpha_to_one, has_aux=True
-    )
+    latents, heat = sample(denoise, sampler.start(noise), sampler, keys=keys, has_aux=True)
     return latents, heat.mean(0)
 
 

@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 
 from pidiff_jax.diffusion.guidance import classifier_free, rescale_guidance
 from pidiff_jax.diffusion.parameterisation import PREDICTION_TYPES, target, to_eps, to_x0
-from pidiff_jax.diffusion.schedule import NoiseSchedule, add_noise
+from pidiff_jax.diffusion.schedule import NoiseSchedule, add_noise, signal_and_noise_scales
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 TIMESTEPS = jnp.array([0, 250, 700, 999])
@@ -25,8 +25,9 @@ def test_a_perfect_prediction_gives_latents_and_noise_back(prediction_type):
     latents, noise = latents_and_noise()
     noisy = add_noise(SCHEDULE, latents, noise, TIMESTEPS)
     perfect = target(SCHEDULE, latents, noise, TIMESTEPS, prediction_type)
-    np.testing.assert_allclose(to_x0(SCHEDULE, perfect, noisy, TIMESTEPS, prediction_type), latents, atol=1e-4)
-    np.testing.assert_allclose(to_eps(SCHEDULE, perfect, noisy, TIMESTEPS, prediction_type), noise, atol=1e-4)
+    scales = signal_and_noise_scales(SCHEDULE, TIMESTEPS, latents.ndim)
+    np.testing.assert_allclose(to_x0(perfect, noisy, *scales, prediction_type), latents, atol=1e-4)
+    np.testing.assert_allclose(to_eps(perfect, noisy, *scales, prediction_type), noise, atol=1e-4)
 
 
 def test_velocity_agrees_with_diffusers():

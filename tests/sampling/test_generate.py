@@ -1,7 +1,9 @@
 """Drawing with an identity scale of every shape; trajectories are compared with diffusers in tests/convert."""
 
 import functools
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.sampling.generate import Sampling, generate
+from pidiff_jax.sampling.generate import Sampling, generate, generate_latents, sampler_for
 from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, fast_jit, random_params, tiny_spec
 
 BATCH, HEIGHT, WIDTH, TOKENS = 3, 4, 6, 2
@@ -82,3 +84,54 @@ def test_an_identity_scale_of_any_shape_draws_what_the_written_out_one_draws(sha
 def test_an_identity_scale_that_fits_nothing_is_named_with_the_batch_that_is_drawn(shape):
     with pytest.raises(ValueError, match=rf"\(b, h, w, t\)=\({BATCH}, {HEIGHT}, {WIDTH}, {TOKENS}\)"):
         draw(random_scale(shape))
+
+
+@functools.cache
+def latents_of(sampling):
+    """The latents of a model that predicts v, which keeps their scale, as a jitted function of noise, text and keys."""
+    components, params = tiny_pipeline()
+    components = replace(components, prediction_type="v")
+    return fast_jit(
+        lambda noise, text_ids, keys: generate_latents(
+            components, params, noise, text_ids, sampling=sampling, keys=keys
+        )[0]
+    )
+
+
+def drawn_noisily(count, keys, sampling=None):
+    """The last `count` pictures of three, drawn together."""
+    noise = jax.random.normal(jax.random.key(0), (BATCH, HEIGHT, WIDTH, 4))[-count:]
+    text_ids = jnp.arange(BATCH * 5, dtype=jnp.int32).reshape(BATCH, 5)[-count:] % 9
+    draw = latents_of(sampling or Sampling(num_steps=3, sampler="euler_ancestral"))
+    return draw(noise, text_ids, keys if keys is None else keys[-count:])
+
+
+def test_a_picture_drawn_with_fresh_noise_depends_on_its_own_key_alone():
+    keys = jax.random.split(jax.random.key(1), BATCH)
+    together = drawn_noisily(BATCH, keys)
+    np.testing.assert_allclose(drawn_noisily(1, keys)[0], together[-1], rtol=0, atol=1e-5)
+    others = drawn_noisily(BATCH, keys.at[-1].set(jax.random.key(2)))
+    np.testing.assert_allclose(others[:-1], together[:-1], rtol=0, atol=1e-5)
+    assert np.abs(others[-1] - together[-1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        (Sampling(3, sampler="euler_ancestral"), "keys for a sampler that adds noise, got None"),
+        (Sampling(3, eta=0.5), "keys for a sampler that adds noise, got None"),
+        (Sampling(3, sampler="unipc", eta=0.5), "eta=0.0 with unipc, got 0.5; only ddim has it"),
+        (Sampling(3, sampler="heun"), "expected a sampler of ddpm, ddim, .*, got 'heun'"),
+        (Sampling(1001), "1 to 1000 sampling steps, got 1001"),
+    ],
+)
+def test_a_sampler_that_cannot_draw_is_refused_in_one_line(sampling, message):
+    with pytest.raises(ValueError, match=message):
+        drawn_noisily(BATCH, None, sampling)
+
+
+def test_only_ddim_ends_with_noise_where_the_model_s_config_says_so():
+    components = replace(tiny_pipeline()[0], set_alpha_to_one=False)
+    for name, last in (("ddim", float(jnp.sqrt(1 - components.schedule.alphas_cumprod[0]))), ("euler", 0.0)):
+        sampler = sampler_for(components, Sampling(5, sampler=name))
+        assert sampler.levels.noise[-1] == pytest.approx(last, abs=1e-6)
