@@ -17,6 +17,7 @@ class AdapterFormat:
 
     name = "safetensors"
     draws_identity, needs_base, has_variants, has_people = True, False, False, False
+    usage = 'open_run("{folder}/adapter.safetensors"), --workdir={folder}/adapter.safetensors'
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Nothing can't be held."""

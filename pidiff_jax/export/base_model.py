@@ -18,6 +18,7 @@ class BaseModelFormat:
 
     name = "diffusers"
     draws_identity, needs_base, has_variants, has_people = False, False, True, False
+    usage = 'StableDiffusionPipeline.from_pretrained("{folder}")'
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Nothing can't be held."""

@@ -31,6 +31,7 @@ class ComfyUIFormat:
 
     name = "comfyui"
     draws_identity, needs_base, has_variants, has_people = True, True, False, True
+    usage = f"load {{folder}}/{WORKFLOW} in ComfyUI, with the other files in its folders"
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """As an IP-Adapter's; and the base must have Stable Diffusion's sizes."""

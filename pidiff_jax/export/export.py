@@ -38,17 +38,19 @@ _VARIANT_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and how far its pictures are from the run's; no findings where nobody looked."""
+    """What was written, what one does with it, and how far its pictures are from the run's; no findings where nobody looked."""
 
     folder: Path
     step: int
+    usage: str
     findings: list[Finding]
 
     def __str__(self) -> str:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         lines = [f"{path} ({path.stat().st_size / 1e6:.1f} MB)" for path in files]
         checked = [f"largest difference from the run's pictures in {finding}" for finding in self.findings]
-        return "\n".join([f"step {self.step}", *lines, *(checked or ["not checked"])])
+        usage = f"to use it: {self.usage}"
+        return "\n".join([f"step {self.step}", *lines, usage, *(checked or ["not checked"])])
 
 
 def export_run(
@@ -116,7 +118,7 @@ def export_run(
         form.write(export, folder)
         if check:
             findings = prove(form, export, folder, sitting)
-    return Report(output, run.facts["num_steps"], findings)
+    return Report(output, run.facts["num_steps"], form.usage.format(folder=output), findings)
 
 
 def trained_paths(experiment: Experiment) -> frozenset[str]:

@@ -90,6 +90,7 @@ class Format(Protocol):
     needs_base: whether they are drawn from beside a base model.
     has_variants: whether weight files are named by a variant.
     has_people: whether people are sent along.
+    usage: what a reader does with the files in {folder}.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Format(Protocol):
     needs_base: bool
     has_variants: bool
     has_people: bool
+    usage: str
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Looks whether the format can hold a run, from what its config says.

@@ -35,6 +35,7 @@ class IdentityPipelineFormat:
 
     name = "diffusers_identity"
     draws_identity, needs_base, has_variants, has_people = True, False, True, True
+    usage = 'DiffusionPipeline.from_pretrained("{folder}", custom_pipeline="{folder}", trust_remote_code=True)'
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Nothing can't be held."""

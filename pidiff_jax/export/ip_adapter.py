@@ -52,6 +52,7 @@ class IPAdapterFormat:
 
     name = "ip_adapter"
     draws_identity, needs_base, has_variants, has_people = True, True, False, True
+    usage = 'python {folder}/draw.py BASE "a prompt"'
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Whether the attention is decoupled, the adapter all that was trained, and a sink's token zero."""

@@ -22,6 +22,7 @@ class WPlusAdapterFormat:
 
     name = "wplus_adapter"
     draws_identity, needs_base, has_variants, has_people = True, False, False, False
+    usage = "w-plus-adapter's own code loads {folder}/wplus_adapter.bin"
 
     def check(self, components: Components, trained: frozenset[str]) -> None:
         """Whether attention and mapper have w-plus-adapter's form, and torch is there to write the file."""

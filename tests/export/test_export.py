@@ -433,11 +433,17 @@ def test_the_command_knows_every_format():
     assert list(_FORMATS) == list(FORMATS)
 
 
+@pytest.mark.parametrize("form", FORMATS.values())
+def test_what_is_said_of_using_the_files_names_their_folder(form):
+    assert "exports/x" in form.usage.format(folder="exports/x")
+
+
 def test_the_command_says_what_it_wrote_and_how_far_it_is_off(runs, tmp_path):
     result = call(
         f"--workdir={runs('linear')}", "--format=ip_adapter", f"--output={tmp_path / 'out'}", command="export"
     )
     assert result.returncode == 0, result.stderr
-    first, *_, last = result.stdout.splitlines()
+    first, *_, usage, _, last = result.stdout.splitlines()
+    assert usage == f'to use it: python {tmp_path / "out"}/draw.py BASE "a prompt"'
     assert first == "step 7" and last.startswith("largest difference from the run's pictures in PyTorch, diffusers ")
     assert not result.stderr
