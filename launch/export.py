@@ -1,6 +1,6 @@
 """A run for other programs, in a new folder whose files have been read and drawn from again:
 
-python -m launch.export --workdir=runs/quickstart --format=safetensors --output=exports/quickstart
+python -m launch.export --workdir=runs/quickstart --format=ip_adapter --output=exports/quickstart
 
 Formats (docs/interop.md): safetensors, our own file, which can be opened in place of a run's folder; ip_adapter, a file that
 stock diffusers loads; diffusers, the base model as diffusers' folder; diffusers_identity, the same with the identity inside and

@@ -23,6 +23,7 @@ BASE is a Stable Diffusion folder of diffusers, the adapter's own base; the peop
 import sys
 from pathlib import Path
 
+import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
@@ -33,6 +34,8 @@ if len(sys.argv) == 3:
 if len(sys.argv) != 4 or sys.argv[3] not in people:
     sys.exit(__doc__)
 base, prompt, name = sys.argv[1:]
+if not Path(base, "model_index.json").is_file():
+    sys.exit(f"no Stable Diffusion folder at {{base}}; of an embedded base, launch.export --format=diffusers makes one")
 
 guidance_scale = {guidance_scale}
 person = people[name] if guidance_scale > 1 else people[name][1:]  # "no identity" is first, which guidance leads away from
@@ -41,9 +44,11 @@ pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_ip_adapter(here, subfolder="", weight_name="{weights}", image_encoder_folder=None, low_cpu_mem_usage=False)
 pipe.set_ip_adapter_scale({scale})
 picture = pipe(
-    prompt, ip_adapter_image_embeds=[person], num_inference_steps={num_steps}, guidance_scale=guidance_scale
+    prompt, ip_adapter_image_embeds=[person], num_inference_steps={num_steps}, guidance_scale=guidance_scale,
+    generator=torch.Generator().manual_seed(0),
 ).images[0]
-picture.save("person.png")
+picture.save(f"{{name}}.png")
+print(f"wrote {{name}}.png")
 '''
 
 

@@ -217,7 +217,9 @@ def read_config(workdir: Path) -> ConfigDict:
     elif stored.is_file():
         config = ConfigDict(read_json(stored))
     else:
-        raise FileNotFoundError(f"expected the folder of a run, with config.json, at {workdir}, found none; correct it")
+        raise FileNotFoundError(
+            f"expected the folder of a run, with config.json, at {workdir}, found none; give the --workdir of a training"
+        )
     if config.get("task") != IDENTITY:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"

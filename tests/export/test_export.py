@@ -114,6 +114,8 @@ def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs
     line = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path({str(script)!r})"
     result = call_script(line, tmp_path / "base", "a person", "nobody")
     assert result.returncode == 1 and "\nDraws a person: python draw.py BASE" in f"\n{result.stderr}"
+    result = call_script(line, tmp_path / "nothing", "a person")
+    assert result.returncode == 1 and "no Stable Diffusion folder at" in result.stderr
     for person in ("person_0", "person_1"):
         if pictures:  # the second without guidance
             text = script.read_text(encoding="utf-8")
@@ -121,7 +123,8 @@ def test_the_script_beside_an_ip_adapter_draws_the_people_that_came_with_it(runs
             script.write_text(text.replace("guidance_scale = 2.5", "guidance_scale = 1.0"), encoding="utf-8")
         result = call_script(line, tmp_path / "base", "a person in a red shirt before a blue wall", person)
         assert result.returncode == 0, result.stderr
-        pictures[person] = np.asarray(Image.open(tmp_path / "person.png"))
+        assert f"wrote {person}.png" in result.stdout
+        pictures[person] = np.asarray(Image.open(tmp_path / f"{person}.png"))
     assert pictures["person_0"].shape == (64, 64, 3)
     assert (pictures["person_0"] != pictures["person_1"]).any()
 

@@ -232,7 +232,7 @@ NO_RUN = "expected the folder of a run or an adapter file of ours at .*, got ano
 RUNS = {
     "nothing": (
         lambda x: x.path / "gone",
-        "expected the folder of a run, with config.json, at .*gone, found none; correct it",
+        "expected the folder of a run, with config.json, at .*gone, found none; give the --workdir of a training",
     ),
     "a base model": (lambda x: x.file, NO_RUN),
     "a folder of a base model": (
