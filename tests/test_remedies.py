@@ -39,7 +39,7 @@ def _texts(node: ast.AST) -> list[str]:
 
 def known_flags() -> set[str]:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "launch").glob("*.py"))
-    return {"config", "help", "name", *re.findall(r'(?:DEFINE|define)_\w+\(\s*"(\w+)"', sources)}
+    return {"config", "help", "name", *re.findall(r'(?:DEFINE|define)_\w+\(\s*"([\w-]+)"', sources)}
 
 
 def known_keys() -> set[str]:
@@ -49,7 +49,8 @@ def known_keys() -> set[str]:
 
 def missing(text: str, flags: set[str], keys: set[str]) -> list[str]:
     """Names in a message that stand for nothing."""
-    wrong = [f"--{name}" for name in re.findall(r"(?<![\w-])--([a-z]\w*)", text) if name not in flags]
+    ours = re.sub(r"pip install( --[\w-]+)*", "", text)  # those flags are pip's
+    wrong = [f"--{name}" for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", ours) if name not in flags]
     for match in re.finditer(r"\bconfig\.([a-zA-Z_][\w.]*\w|\w+)(.?)", text, re.DOTALL):
         if match[1] not in (*keys, "json", "py") and match[2] != HOLE:
             wrong.append(f"config.{match[1]}")
