@@ -24,7 +24,7 @@ from pidiff_jax.export.wplus_adapter import WPlusAdapterFormat
 from pidiff_jax.optim.rules import assign_groups, split
 from pidiff_jax.paths import flatten
 from pidiff_jax.runs.build import build_adapter
-from pidiff_jax.runs.saved_run import open_run, override, read_config
+from pidiff_jax.runs.saved_run import open_run, override, read_config, without_init
 from pidiff_jax.train.experiment import Experiment
 from pidiff_jax.worlds import open_world
 
@@ -97,7 +97,7 @@ def export_run(
     config = read_config(workdir)
     override(config, overrides or {})
     world = open_world(config)
-    experiment = build_adapter(config, world)
+    experiment = build_adapter(without_init(config), world)
     form.check(experiment.components, trained_paths(experiment))
     people = read_people(identities, world, experiment.components.identity_mapper.spec)
     run = open_run(workdir, step, overrides={**(overrides or {}), "compute_dtype": "float32"})

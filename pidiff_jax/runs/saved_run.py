@@ -147,7 +147,7 @@ def open_run(
     config = read_config(workdir)
     override(config, overrides or {})
     world = open_world(config)
-    experiment = build_adapter(_without_init(config), world)
+    experiment = build_adapter(without_init(config), world)
     checked_sampling(config.sampling, experiment.components)
     layout = lay_out(experiment, mesh)
     stored, metadata = _load_trained(workdir, step)
@@ -183,7 +183,7 @@ def _load_trained(workdir: Path, step: int | None) -> tuple[dict[str, Any], dict
     return params, metadata
 
 
-def _without_init(config: ConfigDict) -> ConfigDict:
+def without_init(config: ConfigDict) -> ConfigDict:
     """A config that begins with no adapter's file: what came from it is in every checkpoint, and the file may be gone."""
     return ConfigDict({key: value for key, value in config.items() if key != "init"})
 

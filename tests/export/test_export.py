@@ -333,6 +333,14 @@ def test_another_safetensors_file_is_no_adapter(tmp_path):
         open_run(tmp_path / "other.safetensors")
 
 
+def test_a_run_leaves_when_the_file_that_it_started_from_is_gone(tmp_path):
+    run = make_run(tmp_path / "run", "linear")
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config["init"]["adapter"] = str(tmp_path / "gone.safetensors")
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert export_run(run, tmp_path / "out", "safetensors", check=False).step == 7
+
+
 def test_the_average_is_what_leaves(runs, tmp_path):
     export_run(runs("linear"), tmp_path / "out", "safetensors", check=False)
     tensors = read_tensors(tmp_path / "out/adapter.safetensors")
