@@ -1,6 +1,6 @@
 """Memory and time of converting Stable Diffusion 1.5 (random weights, float32, 4.3 GB), against diffusers' own way.
 
-python benchmarks/convert.py --folder=/tmp/convert      # 13 GB of disk, which are free again at the end
+python benchmarks/convert.py --folder=convert_benchmark      # 13 GB of disk, which are free again at the end
 
 Every job is a process of its own; `peak` is its largest resident memory, pages of mapped files among it, as a share of the
 model's size on disk. What Python and the libraries take by themselves is in it, and named beside it.
