@@ -48,7 +48,7 @@ def main() -> None:
     output = OUTPUT.value
     if output.exists():
         raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")
-    check_networks(BASE.value, E4E.value)
+    check_networks(BASE.value, E4E.value, VARIANT.value, TOKENIZER.value)
     skipped: list[Skipped] | None = [] if SKIP_BAD.value else None
     splits = split_by_person(read_photographs(PHOTOGRAPHS.value, skipped, SIZE.value), VALIDATION.value)
     encoders = load_encoders(BASE.value, E4E.value, variant=VARIANT.value, tokenizer=TOKENIZER.value)

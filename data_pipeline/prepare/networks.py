@@ -13,30 +13,40 @@ from pidiff_jax.convert.clip_tokenizer import load_tokenizer, tokenize
 from pidiff_jax.convert.diffusers_folder import load_vae
 from pidiff_jax.convert.ir_se import load_e4e_checkpoint
 from pidiff_jax.convert.single_file import open_single_file
+from pidiff_jax.convert.stable_diffusion import StableDiffusion
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 from pidiff_jax.paths import unflatten
 
 
-def check_networks(base: Path | str, e4e: Path | str) -> None:
-    """Checks that there is something to load, in no time.
+def check_networks(
+    base: Path | str, e4e: Path | str, variant: str | None = None, tokenizer: Path | str | None = None
+) -> None:
+    """Checks that there is something to load, without reading weights; see `load_encoders`.
 
     Raises:
         FileNotFoundError: there is no Stable Diffusion folder or file at `base`, or no file at `e4e`.
+        ValueError: the file at `base` is of another model, or the options don't fit a folder or a file.
     """
-    _check_base(base)
+    _check_base(base, variant, tokenizer)
+    if Path(base).is_file():
+        _open_file(Path(base), tokenizer)
     if not Path(e4e).is_file():
         raise FileNotFoundError(
             f"expected a checkpoint of encoder4editing at {e4e}, found none; download it and pass its path"
         )
 
 
-def _check_base(base: Path | str) -> None:
+def _check_base(base: Path | str, variant: str | None, tokenizer: Path | str | None) -> None:
     if not Path(base).is_file() and not (Path(base) / "vae" / "config.json").is_file():
         raise FileNotFoundError(
             f"expected a Stable Diffusion folder in diffusers' format (with vae/config.json), or one file, at {base}, found "
             "none; download one and pass its path"
         )
+    if Path(base).is_file() and variant is not None:
+        raise ValueError(f"expected no variant for {base}, which is no folder, got {variant!r}; leave --variant out")
+    if Path(base).is_dir() and tokenizer is not None:
+        raise ValueError(f"expected no tokenizer for the folder {base}, which has its own; leave --tokenizer out")
 
 
 def load_encoders(
@@ -59,16 +69,10 @@ def load_encoders(
         FileNotFoundError: a file is missing.
         ValueError: one that doesn't fit.
     """
-    _check_base(base)
+    _check_base(base, variant, tokenizer)
     if Path(base).is_file():
-        if variant is not None:
-            raise ValueError(
-                f"expected no variant for {base}, which is no folder, got {variant!r}; leave --variant out"
-            )
         words, vae_spec, vae_params = _read_file(Path(base), tokenizer)
     else:
-        if tokenizer is not None:
-            raise ValueError(f"expected no tokenizer for the folder {base}, which has its own; leave --tokenizer out")
         words, vae_spec, vae_params = _read_folder(Path(base), variant)
     vae, encoder = AutoencoderKL(vae_spec), E4eEncoder(e4e_spec)
     e4e_params, latent_avg = load_e4e_checkpoint(e4e, e4e_spec)
@@ -92,5 +96,9 @@ def _read_folder(base: Path, variant: str | None) -> tuple[CLIPTokenizer, VAESpe
 
 
 def _read_file(base: Path, tokenizer: Path | str | None) -> tuple[CLIPTokenizer, VAESpec, dict[str, Any]]:
-    model = open_single_file(base, tokenizer=tokenizer, prediction_type="eps")  # what is predicted doesn't matter here
+    model = _open_file(base, tokenizer)
     return model.tokenizer, model.vae_spec, unflatten(dict(model.read().under("vae/").cast(np.float32)))
+
+
+def _open_file(base: Path, tokenizer: Path | str | None) -> StableDiffusion:
+    return open_single_file(base, tokenizer=tokenizer, prediction_type="eps")  # what is predicted doesn't matter here

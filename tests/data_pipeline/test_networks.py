@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.prepare.networks import load_encoders
+from data_pipeline.prepare.networks import check_networks, load_encoders
 from pidiff_jax.convert.diffusers_folder import open_diffusers_folder
 from pidiff_jax.convert.single_file import write_single_file
 from tests.convert.tiny_stable_diffusion import tiny_pipeline, write_words
@@ -20,7 +20,10 @@ def test_a_base_in_one_file_encodes_as_its_folder_does(tmp_path):
     for ours, theirs in zip(by_file.latents(pixels), by_folder.latents(pixels), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(by_file.tokenize(["a photo"]), by_folder.tokenize(["a photo"]))
+    check_networks(file, e4e, tokenizer=words)
     with pytest.raises(ValueError, match="expected no variant for .*base.safetensors"):
-        load_encoders(file, e4e, spec, variant="fp16")
+        check_networks(file, e4e, "fp16")
     with pytest.raises(ValueError, match="expected no tokenizer for the folder"):
-        load_encoders(folder, e4e, spec, tokenizer=words)
+        check_networks(folder, e4e, tokenizer=words)
+    with pytest.raises(ValueError, match="expected a model that is supported, got .* in e4e.safetensors|got an e4e"):
+        check_networks(e4e, e4e)
