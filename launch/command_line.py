@@ -147,8 +147,8 @@ def _set_up_jax() -> None:
     """
     import jax
 
-    from launch.compilation_cache import use_compilation_cache
     from launch.processes import join_processes
+    from pidiff_jax.compilation_cache import use_compilation_cache
 
     use_compilation_cache(flags.FLAGS.compilation_cache)
     join_processes()

@@ -2,11 +2,11 @@
 
 Open a run, draw a person, save the picture:
 
-    >>> from pidiff_jax import open_run, save_png
-    >>> run = open_run("runs/quickstart")
-    >>> person = run.world.held_out("test").people(1)
-    >>> pixels, attention = run.draw(person.wplus, ["a person in a red shirt before a blue striped wall"], seed=2)
-    >>> save_png("person.png", pixels[0])
+    >>> from pidiff_jax import Pipeline
+    >>> pipeline = Pipeline.from_pretrained("runs/quickstart")
+    >>> anna = pipeline.encode_identity("anna.png")
+    >>> output = pipeline("a person in a red shirt before a blue striped wall", identity=anna, seed=2)
+    >>> output.images[0].save("anna_in_red.png")
 """
 
 import importlib
@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pidiff_jax.evaluation.report.pictures import save_png
+    from pidiff_jax.pipeline.pipeline import Pipeline
     from pidiff_jax.runs.saved_run import open_run
     from pidiff_jax.sampling.components import Components
     from pidiff_jax.sampling.generate import Sampling, generate
 
 _PUBLIC = {
+    "Pipeline": "pidiff_jax.pipeline.pipeline",
     "open_run": "pidiff_jax.runs.saved_run",
     "save_png": "pidiff_jax.evaluation.report.pictures",
     "Components": "pidiff_jax.sampling.components",
     "Sampling": "pidiff_jax.sampling.generate",
     "generate": "pidiff_jax.sampling.generate",
 }
-__all__ = ["Components", "Sampling", "generate", "open_run", "save_png"]
+__all__ = ["Components", "Pipeline", "Sampling", "generate", "open_run", "save_png"]
 
 
 def __getattr__(name: str) -> Any:

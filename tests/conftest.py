@@ -8,7 +8,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-from launch.compilation_cache import MAX_BYTES, MIN_COMPILE_SECONDS, VARIABLE, cache_folder, use_compilation_cache
+from pidiff_jax.compilation_cache import MAX_BYTES, MIN_COMPILE_SECONDS, VARIABLE, cache_folder, use_compilation_cache
 
 ROOT = Path(__file__).parents[1]
 

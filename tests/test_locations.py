@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.compilation_cache import cache_folder
 from launch.experiment_file import config_items
 from pidiff_jax import open_run
+from pidiff_jax.compilation_cache import cache_folder
 from pidiff_jax.locations import local_path, optional_path
 from pidiff_jax.worlds import open_world
 from tests.launch.commands import call

@@ -14,6 +14,23 @@ def classifier_free(
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
+def with_identity_apart(
+    unconditional: Float[Array, "b h w c"],
+    text_only: Float[Array, "b h w c"],
+    conditional: Float[Array, "b h w c"],
+    guidance_scale: ArrayLike,
+    identity_guidance_scale: ArrayLike,
+) -> Float[Array, "b h w c"]:
+    """Two guidances one after the other: towards the text, and from there towards the identity.
+
+    With equal scales it is `classifier_free` of the first and the last prediction.
+
+    Source: Brooks et al. 2023 (arXiv 2211.09800), equation 3, with text and identity in place of picture and text.
+    """
+    towards_text = unconditional + guidance_scale * (text_only - unconditional)
+    return towards_text + identity_guidance_scale * (conditional - text_only)
+
+
 def rescale_guidance(
     guided: Float[Array, "b h w c"], conditional: Float[Array, "b h w c"], amount: ArrayLike
 ) -> Float[Array, "b h w c"]:

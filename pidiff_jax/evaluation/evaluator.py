@@ -84,7 +84,7 @@ class Evaluator:
     ):
         self.components, self.settings = components, settings
         self._preview_people = preview_people
-        self._sampler = CompiledSampler(components, settings.sampling, mesh)
+        self._sampler = CompiledSampler(components, mesh)
         self._extra = extra_params
 
     def complete(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Evaluator:
 
     def with_parameters(self, params: Mapping[str, Any]) -> GenerateFn:
         """The function that draws with these parameters."""
-        return self._sampler.with_parameters(self.complete(params))
+        return self._sampler.with_parameters(self.complete(params), self.settings.sampling)
 
     @cached_property
     def previewer(self) -> Previewer:

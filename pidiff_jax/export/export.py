@@ -18,11 +18,11 @@ from pidiff_jax.export.comfyui import ComfyUIFormat
 from pidiff_jax.export.format import Export, Format
 from pidiff_jax.export.identity_pipeline import IdentityPipelineFormat
 from pidiff_jax.export.ip_adapter import IPAdapterFormat
-from pidiff_jax.export.people import read_people
 from pidiff_jax.export.proof import Finding, Sitting, prove
 from pidiff_jax.export.wplus_adapter import WPlusAdapterFormat
 from pidiff_jax.optim.rules import assign_groups, split
 from pidiff_jax.paths import flatten
+from pidiff_jax.pipeline.people import read_people
 from pidiff_jax.runs.build import build_adapter
 from pidiff_jax.runs.saved_run import open_run, override, read_config, without_init
 from pidiff_jax.train.experiment import Experiment

@@ -47,7 +47,7 @@ class Sitting:
         self.run, self._with_identity, sampling = run, with_identity, run.config.sampling
         guidance_scale = max(float(sampling.guidance_scale), 1.0)  # below, diffusers doesn't guide
         self._sampling = Sampling(sampling.num_steps, guidance_scale)
-        self._sampler = CompiledSampler(run.components, self._sampling, run.mesh)
+        self._sampler = CompiledSampler(run.components, run.mesh)
 
     @cached_property
     def _preview(self) -> PreviewPeople:
@@ -82,7 +82,8 @@ class Sitting:
         """What parameters of the same shapes draw; in full float32 on accelerators too."""
         s, ids = self.scenes, tokenize(self.run.components.tokenizer, list(self.scenes.texts))
         with jax.default_matmul_precision("highest"):
-            pixels, _ = self._sampler.with_parameters(params)(s.wplus, ids, jnp.asarray(s.noise), s.identity_scale)
+            generate = self._sampler.with_parameters(params, self._sampling)
+            pixels, _ = generate(s.wplus, ids, jnp.asarray(s.noise), s.identity_scale)
         return np.asarray(pixels)
 
 

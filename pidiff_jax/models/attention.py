@@ -1,5 +1,6 @@
 """The UNet's self-attention, and its cross-attention to text and identity."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -41,12 +42,21 @@ class IdentityAttentionSpec:
             )
 
 
+# Collection of the keys and values that don't change while a picture is drawn: `apply` with it as mutable fills it, and later
+# calls that are given it compute none of them.
+CONDITIONS = "conditions"
+
+
 class Conditioning(NamedTuple):
-    """What the cross-attentions read. `identity_scale` has one axis each for samples, rows, columns and tokens."""
+    """What the cross-attentions read. `identity_scale` has one axis each for samples, rows, columns and tokens (of all people).
+
+    normalised: see `as_long_as` of `identity_attention`.
+    """
 
     text_embeds: Float[Array, "b m d"]
-    identity_tokens: Float[Array, "b t d_id"] | None = None
-    identity_scale: Float[Array, "#b #h #w #t"] | None = None
+    identity_tokens: Float[Array, "b t d_id"] | Float[Array, "b p t d_id"] | None = None
+    identity_scale: Float[Array, "#b #h #w #pt"] | None = None
+    normalised: bool = False
 
 
 class SelfAttention(nn.Module):
@@ -77,28 +87,54 @@ class CrossAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        text_embeds: Float[Array, "b m d2"],
-        identity_tokens: Float[Array, "b t d_id"] | None = None,
-        identity_scale: Float[Array, "#b #n #t"] | None = None,
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
+        cond: Conditioning,
+        identity_scale: Float[Array, "#b #n #pt"] | None = None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n pt"] | None]:
         """Returns the output and the identity attention's strength, averaged over heads (None without tokens).
 
-        Where `identity_scale` is 0 for all tokens, the output is bitwise that without identity.
+        Where `identity_scale`, that of this resolution, is 0 for all tokens, the output is bitwise that without identity.
+        Several people attend each by themselves: what they add is added up.
         """
         project = partial(Dense, x.shape[-1], use_bias=False, axes=("embed", "heads"), dtype=self.dtype)
         q = project(name="to_q")(x)
-        k, v = (project(name=f"to_{name}")(text_embeds) for name in "kv")
+        k, v = self._remembered("text", lambda: [project(name=f"to_{name}")(cond.text_embeds) for name in "kv"])
         out, strength = dot_product_attention(q, k, v, num_heads=self.num_heads), None
-        identity = self.identity
-        if identity is not None and identity_tokens is None and self.is_initializing():
-            identity_tokens = jnp.zeros((x.shape[0], 1, identity.token_dim))
-        if identity is not None and identity_tokens is not None:
+        identity, tokens = self.identity, cond.identity_tokens
+        if identity is not None and tokens is None and self.is_initializing():
+            tokens = jnp.zeros((x.shape[0], 1, identity.token_dim))
+        if identity is not None and tokens is not None:
             if identity.variant == "decoupled":
                 query = q
             else:
                 query = project(name="to_q_id")(x if identity.variant == "independent" else out)
-            keys, values = (project(name=f"to_{name}_id")(identity_tokens) for name in "kv")
-            out, strength = identity_attention(
-                out, query, keys, values, identity_scale, num_heads=self.num_heads, sink=identity.sink
+            people = tokens if tokens.ndim == 4 else tokens[:, None]
+            keys, values = self._remembered(
+                "identity", lambda: [project(name=f"to_{name}_id")(people) for name in "kv"]
             )
+            text_out, strengths = out, []
+            for person in range(people.shape[1]):
+                out, strength = identity_attention(
+                    out, query, keys[:, person], values[:, person], _of_person(identity_scale, person, people.shape[2]),
+                    num_heads=self.num_heads, sink=identity.sink, as_long_as=text_out if cond.normalised else None,
+                )  # fmt: skip
+                strengths.append(strength)
+            strength = jnp.concatenate(strengths, axis=-1)
         return Dense(x.shape[-1], axes=("heads", "embed"), dtype=self.dtype, name="to_out_0")(out), strength
+
+    def _remembered(self, name: str, compute: Callable[[], list[Array]]) -> list[Array]:
+        """What `compute` gives, or gave when the collection of conditions was filled."""
+        if self.has_variable(CONDITIONS, name):
+            return self.get_variable(CONDITIONS, name)
+        arrays = compute()
+        if self.is_mutable_collection(CONDITIONS) and not self.is_initializing():
+            self.put_variable(CONDITIONS, name, arrays)
+        return arrays
+
+
+def _of_person(
+    scale: Float[Array, "#b #n #pt"] | None, person: int, num_tokens: int
+) -> Float[Array, "#b #n #t"] | None:
+    """The part of one person in a scale that has all people's tokens, or one number for all of them."""
+    if scale is None or scale.shape[-1] == 1:
+        return scale
+    return scale[..., person * num_tokens : (person + 1) * num_tokens]

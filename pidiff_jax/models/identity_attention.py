@@ -15,6 +15,7 @@ def identity_attention(
     *,
     num_heads: int,
     sink: bool = False,
+    as_long_as: Float[Array, "b n d"] | None = None,
 ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"]]:
     """Adds attention to the identity tokens t to the text attention's output; also returns each token's strength.
 
@@ -34,6 +35,9 @@ def identity_attention(
         scale: s, one value per sample, position and token; axes of size 1 are broadcast. None means 1. Where it is 0 for
             all tokens, the output is `text_out` bit for bit, even for tokens that overflow.
         sink: lets a position decline the identity; its weights then sum to less than 1.
+        as_long_as: the values are multiplied so that what they add, before the scale, has the norm of this over all
+            positions of a sample: usually the text attention's output, so that a strong identity can't drown the text
+            (the rescaling of UniID, arXiv 2512.03964, for drawing; nothing is trained with it).
 
     Returns:
         The output, and the strength in float32.
@@ -53,6 +57,8 @@ def identity_attention(
     """
     q, k, v = (split_heads(array, num_heads) for array in (query, keys, values))
     weights = attention_weights(q, k, sink=sink)
+    if as_long_as is not None:
+        v = v * _ratio_of_norms(as_long_as, jnp.einsum("bknt,btke->bnke", weights, v))
     scaled = weights if scale is None else weights * scale[:, None].astype(weights.dtype)
     out = text_out + jnp.einsum("bknt,btke->bnke", scaled, v).reshape(text_out.shape)
     if scale is not None:
@@ -61,3 +67,11 @@ def identity_attention(
     # The root's derivative at 0 is infinite.
     norms = jnp.sqrt(jnp.square(v.astype(jnp.float32)).sum(-1) + 1e-12)
     return out, jnp.einsum("bknt,btk->bnt", weights.astype(jnp.float32), norms) / num_heads
+
+
+def _ratio_of_norms(wanted: Float[Array, "b n d"], found: Float[Array, "b n k e"]) -> Float[Array, "b 1 1 1"]:
+    wanted_norm, norm = (
+        jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True))
+        for x in (wanted, found.reshape(wanted.shape))
+    )
+    return (wanted_norm / jnp.maximum(norm, 1e-12))[..., None].astype(found.dtype)

@@ -1,5 +1,6 @@
 """The UNet of Stable Diffusion 1.x and 2.x, with identity cross-attention."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -91,9 +92,10 @@ class UNet(nn.Module):
         noisy_latents: Float[Array, "b h w c"],
         timesteps: Num[Array, "b"],
         text: TextConditioning,
-        identity_tokens: Float[Array, "b t d_id"] | None = None,
+        identity_tokens: Float[Array, "b t d_id"] | Float[Array, "b p t d_id"] | None = None,
         identity_scale: Float[Array, "..."] | float | None = None,
         return_attention: bool = False,
+        normalise_identity: bool = False,
     ) -> Float[Array, "b h w c2"] | tuple[Float[Array, "b h w c2"], AttentionMaps]:
         """Returns the prediction, float32, and with `return_attention` the identity attention maps.
 
@@ -101,12 +103,15 @@ class UNet(nn.Module):
             noisy_latents: scaled latents; height and width divisible by 2 per resolution below the first.
             timesteps: 0..num_steps-1, may be fractional.
             text: from the model's conditioner, for the same samples.
-            identity_tokens: from `IdentityMapper`; None leaves the identity out.
+            identity_tokens: from `IdentityMapper`, of one person, or of p people who attend each by themselves; None leaves
+                the identity out.
             identity_scale: strength of the identity: (), per sample (b,), or anything that broadcasts to
-                (b, h, w, t); lower resolutions have the means of blocks. None means 1. Where it is 0, a layer's output
-                is bitwise that without identity.
+                (b, h, w, t), with p people's tokens side by side in t; lower resolutions have the means of blocks. None
+                means 1. Where it is 0, a layer's output is bitwise that without identity.
             return_attention: also return parameter path -> strength (b, h, w, t), attention weight times norm of the
                 value, the mean over heads, not scaled by `identity_scale`.
+            normalise_identity: what the identity adds gets the norm of what the text gives; see `as_long_as` of
+                `identity_attention`.
 
         Raises:
             ValueError: shapes that don't fit the spec or each other.
@@ -116,9 +121,9 @@ class UNet(nn.Module):
         scale = (
             None
             if identity_tokens is None or identity_scale is None
-            else expand_scale(identity_scale, noisy_latents.shape, identity_tokens.shape)
+            else expand_scale(identity_scale, noisy_latents.shape, math.prod(identity_tokens.shape[1:-1]))
         )
-        cond = Conditioning(text.embeds, identity_tokens, scale)
+        cond = Conditioning(text.embeds, identity_tokens, scale, normalise_identity)
         time_embed = TimeEmbedding(spec.block_out_channels[0], self.dtype, name="time_embedding")(timesteps)
 
         x = Conv(spec.block_out_channels[0], dtype=self.dtype, name="conv_in")(noisy_latents)
@@ -202,7 +207,7 @@ class TimeEmbedding(nn.Module):
 
 
 def expand_scale(
-    scale: Float[Array, "..."] | float, latents_shape: tuple[int, ...], tokens_shape: tuple[int, ...]
+    scale: Float[Array, "..."] | float, latents_shape: tuple[int, ...], num_tokens: int
 ) -> Float[Array, "#b #h #w #t"]:
     """Gives an identity scale its four axes.
 
@@ -210,7 +215,7 @@ def expand_scale(
         ValueError: it broadcasts neither as (), (b,) nor to (b, h, w, t).
     """
     scale = jnp.asarray(scale, jnp.float32)
-    full = (latents_shape[0], latents_shape[1], latents_shape[2], tokens_shape[1])
+    full = (latents_shape[0], latents_shape[1], latents_shape[2], num_tokens)
     expanded = scale.reshape(-1, 1, 1, 1) if scale.ndim <= 1 else scale
     fits = expanded.ndim == 4 and all(size in (1, limit) for size, limit in zip(expanded.shape, full, strict=True))
     if not fits:

@@ -85,15 +85,14 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b n d"],
-        text_embeds: Float[Array, "b m d2"],
-        identity_tokens: Float[Array, "b t d_id"] | None,
-        identity_scale: Float[Array, "#b #n #t"] | None,
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n t"] | None]:
+        cond: Conditioning,
+        identity_scale: Float[Array, "#b #n #pt"] | None,
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n pt"] | None]:
         """Returns the features and the identity attention's strength, weight times norm of the value (None without it)."""
         x = x + SelfAttention(self.num_heads, self.dtype, name="attn1")(LayerNorm(dtype=self.dtype, name="norm1")(x))
         cross_attention = CrossAttention(self.num_heads, self.identity, self.dtype, name="attn2")
         normed = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        attended, strength = cross_attention(normed, text_embeds, identity_tokens, identity_scale)
+        attended, strength = cross_attention(normed, cond, identity_scale)
         x = x + attended
         return x + FeedForward(self.dtype, name="ff")(LayerNorm(dtype=self.dtype, name="norm3")(x)), strength
 
@@ -119,7 +118,7 @@ class SpatialTransformer(nn.Module):
         for i in range(self.depth):
             name = f"transformer_blocks_{i}"
             block = TransformerBlock(self.num_heads, self.identity, self.dtype, name=name)
-            tokens, strength = block(tokens, cond.text_embeds, cond.identity_tokens, scale)
+            tokens, strength = block(tokens, cond, scale)
             if strength is not None:
                 maps[f"{name}/attn2"] = strength.reshape(b, height, width, -1)
         return x + self._project("proj_out", tokens.reshape(x.shape)), maps

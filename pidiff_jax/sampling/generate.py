@@ -1,18 +1,17 @@
-"""DrawingParts: text and identity in, pictures out."""
+"""Drawing as a pure function: text and identity in, pictures out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from pidiff_jax.arrays import add_up
-from pidiff_jax.diffusion.guidance import classifier_free, rescale_guidance
 from pidiff_jax.diffusion.samplers import Sampler, make_sampler, sample
 from pidiff_jax.models.unet import expand_scale
 from pidiff_jax.sampling.components import Components
+from pidiff_jax.sampling.guided import Guidance, Passes, make_conditions, predict
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,9 @@ class Sampling:
         usual with zero-terminal-SNR schedules, whose pictures guidance overexposes.
     sampler: one of `diffusion.samplers.SAMPLERS`; "ddpm", "euler_ancestral", "lcm" and DDIM with eta add noise.
     eta: of DDIM alone: 0 is deterministic, 1 has DDPM's variance.
+    identity_guidance_scale: of the identity by itself, with `guidance_scale` of the text alone; takes three predictions a step
+        instead of two. None: one guidance for both.
+    normalise_identity: what the identity adds in a layer gets the norm of what the text gives (see `identity_attention`).
     """
 
     num_steps: int = 25
@@ -31,10 +33,27 @@ class Sampling:
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
     eta: float = 0.0
+    identity_guidance_scale: float | None = None
+    normalise_identity: bool = False
+
+    @property
+    def passes(self) -> Passes:
+        """Predictions of the network in a step."""
+        if self.identity_guidance_scale is not None:
+            return 3
+        return 1 if self.guidance_scale == 1.0 else 2
+
+    @property
+    def guidance(self) -> Guidance:
+        """The numbers that a step reads."""
+        own = self.identity_guidance_scale
+        return Guidance(self.guidance_scale, 1.0 if own is None else own, self.guidance_rescale)
 
 
-def sampler_for(components: Components, sampling: Sampling) -> Sampler:
+def sampler_for(components: Components, sampling: Sampling, first_step: int = 0) -> Sampler:
     """The sampler with its steps, in the schedule and the spacing of the model.
+
+    first_step: steps before it are left out.
 
     Raises:
         ValueError: the model can't be drawn from like this; says why.
@@ -51,6 +70,7 @@ def sampler_for(components: Components, sampling: Sampling) -> Sampler:
         steps_offset=c.steps_offset,
         final_sigma="min" if ends_in_noise else "zero",
         eta=sampling.eta,
+        first_step=first_step,
     )
 
 
@@ -59,7 +79,7 @@ def generate(
     params: Mapping[str, Any],
     noise: Float[Array, "b h w c"],
     text_ids: Int[Array, "b m"],
-    wplus: Float[Array, "b l d"] | None = None,
+    wplus: Float[Array, "b l d"] | Float[Array, "b p l d"] | None = None,
     identity_scale: float | Array = 1.0,
     sampling: Sampling = Sampling(),
     keys: Key[Array, "b"] | None = None,
@@ -88,16 +108,16 @@ def generate_latents(
     params: Mapping[str, Any],
     noise: Float[Array, "b h w c"],
     text_ids: Int[Array, "b m"],
-    wplus: Float[Array, "b l d"] | None = None,
+    wplus: Float[Array, "b l d"] | Float[Array, "b p l d"] | None = None,
     identity_scale: float | Array = 1.0,
     sampling: Sampling = Sampling(),
     keys: Key[Array, "b"] | None = None,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w"]]:
     """Draws scaled latents, and the map of the identity's attention.
 
-    The unconditional half of guidance has the null text and, as in training, the zero W+ code. The map is the strength
+    Predictions without the conditions have the null text and, as in training, the zero W+ code. The map is the strength
     of the identity branch per latent position, each layer's sum made 1, averaged over layers and steps; zero without
-    identity.
+    identity. Several people attend each by themselves; their tokens lie side by side in an `identity_scale` with tokens.
     `identity_scale` is (), (b,) or broadcasts to (b, h, w, t). `keys`, one for each picture, are for samplers that add
     noise; a picture depends on its own key alone, whatever else is in the batch.
 
@@ -106,42 +126,28 @@ def generate_latents(
             that adds noise without keys.
     """
     c = components
-    sampler = sampler_for(c, sampling)
-    size, height, width, _ = noise.shape
-    null_ids = jnp.broadcast_to(jnp.asarray(c.null_text_ids, text_ids.dtype), text_ids.shape)
-    text = c.conditioner(params, jnp.concatenate([null_ids, text_ids]))
-    tokens, scale = None, None
+    sampler, passes = sampler_for(c, sampling), sampling.passes
+    tokens, scale = None, 1.0
     if wplus is not None:
-        codes = jnp.concatenate([jnp.zeros_like(wplus), wplus])
-        tokens = c.identity_mapper.apply({"params": params["mapper"]}, codes)
-        scale = expand_scale(identity_scale, noise.shape, tokens.shape)
-        if len(scale) > 1:  # one per sample: both halves of guidance have it
-            scale = jnp.concatenate([scale, scale])
+        people = wplus if wplus.ndim == 4 else wplus[:, None]
+        tokens = map_people(c, params, people)
+        scale = expand_scale(identity_scale, noise.shape, math.prod(tokens.shape[1:3]))
+    conditions = make_conditions(c, params, text_ids, tokens, latents_shape=noise.shape, passes=passes)
 
-    def denoise(latents, timestep):
-        doubled = jnp.concatenate([latents, latents])
-        times = jnp.full((2 * size,), timestep)
-        args = ({"params": params["unet"]}, doubled, times, text)
-        if tokens is None:
-            output, heat = c.unet.apply(*args), jnp.zeros((size, height, width))
-        else:
-            output, maps = c.unet.apply(*args, tokens, scale, return_attention=True)
-            heat = merge_attention({path: m[size:] for path, m in maps.items()}, (height, width))
-        unconditional, conditional = jnp.split(output, 2)
-        guided = classifier_free(unconditional, conditional, sampling.guidance_scale)
-        if sampling.guidance_rescale:
-            guided = rescale_guidance(guided, conditional, sampling.guidance_rescale)
-        return guided, heat
+    def denoise(latents, timestep, number):
+        return predict(
+            c, params, conditions, sampling.guidance, latents, timestep, scale,
+            passes=passes, normalise_identity=sampling.normalise_identity,
+        )  # fmt: skip
 
     latents, heat = sample(denoise, sampler.start(noise), sampler, keys=keys, has_aux=True)
-    return latents, heat.mean(0)
+    return latents, heat.mean(0).sum(1)
 
 
-def merge_attention(maps: dict[str, Float[Array, "b h w t"]], size: tuple[int, int]) -> Float[Array, "b h w"]:
-    """One map from all layers: tokens summed, resized to `size`, each layer's sum made 1, layers averaged."""
-
-    def merged(layer: Float[Array, "b h w t"]) -> Float[Array, "b _h _w"]:
-        strength = jax.image.resize(layer.sum(-1), (len(layer), *size), "nearest")
-        return strength / (strength.sum((1, 2), keepdims=True) + 1e-9)
-
-    return add_up(map(merged, maps.values())) / len(maps)
+def map_people(
+    components: Components, params: Mapping[str, Any], wplus: Float[Array, "b p l d"]
+) -> Float[Array, "b p t d_id"]:
+    """The identity tokens of p people for each picture."""
+    codes = wplus.reshape(-1, *wplus.shape[2:])
+    tokens = components.identity_mapper.apply({"params": params["mapper"]}, codes)
+    return tokens.reshape(*wplus.shape[:2], *tokens.shape[1:])

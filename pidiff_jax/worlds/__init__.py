@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pidiff_jax.worlds.world import World
+from pidiff_jax.worlds.world import Faces, World
 
-__all__ = ["World", "open_world"]
+__all__ = ["Faces", "World", "open_world"]
 
 NAMES = ("photographs", "portraits")
 

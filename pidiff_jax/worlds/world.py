@@ -1,12 +1,38 @@
 """The protocol of a world: what a training run needs of it, and what is needed to look at what was trained."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from data_pipeline.schema import RecordSpec
 from pidiff_jax.evaluation.subjects import DecodeFn, HeldOut, PreviewPeople
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
+
+
+class Faces(Protocol):
+    """From a user's photographs to W+ codes."""
+
+    def encode(
+        self, pixels: UInt8[np.ndarray, "h w 3"], landmarks: Float[np.ndarray, "n 2"] | None = None
+    ) -> Float[np.ndarray, "l d"]:
+        """The code of the one face in a picture.
+
+        landmarks: 5 or 68 points (see `data_pipeline.prepare.align`); None: they are found, where something here finds them.
+
+        Raises:
+            ValueError: no face, or several; or nothing here finds them.
+        """
+
+    def mask(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+        """1 in the head of the one person in a picture, 0 elsewhere.
+
+        Raises:
+            ValueError: no face, or several; or nothing here finds them.
+        """
 
 
 @runtime_checkable
@@ -52,6 +78,18 @@ class World(Protocol):
 
     def held_out(self, split: str) -> HeldOut | None:
         """People and prompts of the "validation" or the "test" split with their judges; None where nobody judges."""
+
+    def faces(self, encoder: Path | None = None) -> Faces:
+        """What encodes photographs.
+
+        encoder: file of the W+ encoder, for worlds that have none of their own.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no encoder; says what to pass.
+        """
+
+    def render_codes(self, wplus: Float[np.ndarray, "b l d"]) -> Float[np.ndarray, "b h w 3"] | None:
+        """Pictures in [0, 1] of W+ codes by the generator whose space they are in; None where it isn't at hand."""
 
     def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """Further tasks, which make this world's own weights: name -> builder from a config."""

@@ -1,11 +1,13 @@
 """Trajectories are those of diffusers' schedulers, and what all samplers have in common."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pidiff_jax.diffusion.samplers import SAMPLERS, make_sampler, sample, spaced_timesteps
+from pidiff_jax.diffusion.samplers import SAMPLERS, advance, make_sampler, sample, spaced_timesteps
 from pidiff_jax.diffusion.samplers.levels import check_num_steps
 from pidiff_jax.diffusion.schedule import NoiseSchedule, add_noise
 from tests.diffusion.foreign_samplers import (
@@ -114,7 +116,7 @@ def test_a_perfect_network_finds_the_latents(name, prediction_type):
     levels = sampler.levels
     assert len(set(levels.timesteps)) == 10
 
-    def perfect(noisy, timestep):
+    def perfect(noisy, timestep, number):
         """Reads the level from the timestep, as a network does; with Karras sigmas it isn't quite the schedule's."""
         now = jnp.argmin(jnp.abs(levels.timesteps - timestep))
         signal, sigma = (jnp.asarray(x, jnp.float32)[now] for x in (levels.signal, levels.noise))
@@ -145,7 +147,7 @@ def test_every_step_of_every_picture_has_noise_of_its_own():
 
     def watched(latents, memory, prediction, factors, noise):
         jax.debug.callback(seen.append, noise, ordered=True)
-        return sampler.step(latents, memory, prediction, factors, noise)
+        return sampler.method.step(latents, memory, prediction, factors, noise)
 
     sampler = make_sampler("ddpm", SCHEDULE, "v", 5)
     jax.block_until_ready(sample(denoise, jnp.asarray(NOISE), _with_step(sampler, watched), keys=KEYS))
@@ -155,7 +157,7 @@ def test_every_step_of_every_picture_has_noise_of_its_own():
 
 
 def _with_step(sampler, step):
-    return type(sampler)(**{**vars(sampler), "step": step})
+    return replace(sampler, method=replace(sampler.method, step=step))
 
 
 def test_the_constraint_holds_latents_at_the_level_that_the_next_step_reads():
@@ -181,8 +183,9 @@ def test_the_constraint_holds_latents_at_the_level_that_the_next_step_reads():
 
 def test_aux_of_all_steps_is_stacked():
     sampler = make_sampler("ddim", SCHEDULE, "eps", 5)
-    latents, seen = sample(lambda x, t: (denoise(x, t), t), jnp.asarray(NOISE), sampler, has_aux=True)
-    np.testing.assert_array_equal(seen, sampler.levels.timesteps)
+    latents, seen = sample(lambda x, t, n: (denoise(x, t), (t, n)), jnp.asarray(NOISE), sampler, has_aux=True)
+    np.testing.assert_array_equal(seen[0], sampler.levels.timesteps)
+    np.testing.assert_array_equal(seen[1], range(5))
     np.testing.assert_array_equal(latents, sample(denoise, jnp.asarray(NOISE), sampler))
 
 
@@ -236,3 +239,13 @@ def test_impossible_sampling_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_trajectory_can_be_cut_anywhere(name):
+    sampler = make_sampler(name, SCHEDULE, "v", 7, steps_offset=1)
+    state, run = sampler.begin(sampler.start(jnp.asarray(NOISE))), fast_jit(advance, static_argnums=(0, 3))
+    for start, end in ((0, 1), (1, 5), (5, 7)):
+        part = jax.tree.map(lambda x, start=start, end=end: x[start:end], sampler.steps)
+        state, _ = run(denoise, state, part, sampler.method, keys=KEYS)
+    np.testing.assert_allclose(state.latents, from_noise(jnp.asarray(NOISE), sampler), rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from pidiff_jax.models.attention import CrossAttention, IdentityAttentionSpec
+from pidiff_jax.models.attention import Conditioning, CrossAttention, IdentityAttentionSpec
 from pidiff_jax.models.identity_attention import identity_attention
 from tests.models.tiny_unet import random_params
 
@@ -55,17 +55,17 @@ def test_a_sink_is_one_more_token_of_zeros(variant):
     x, text, tokens = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in [(2, 9, 8), (2, 5, 6), (2, 4, 10)])
     scale = jnp.asarray(rng.uniform(size=(2, 9, 4)), jnp.float32)
     with_sink, without = (CrossAttention(2, IdentityAttentionSpec(variant, 10, sink)) for sink in (True, False))
-    params = random_params(nn.meta.unbox(with_sink.init(jax.random.key(0), x, text))["params"])
+    params = random_params(nn.meta.unbox(with_sink.init(jax.random.key(0), x, Conditioning(text)))["params"])
     longer = jnp.pad(tokens, ((0, 0), (0, 1), (0, 0)))
     for strength in (None, scale):
-        out, attention = with_sink.apply({"params": params}, x, text, tokens, strength)
+        out, attention = with_sink.apply({"params": params}, x, Conditioning(text, tokens), strength)
         padded = None if strength is None else jnp.pad(strength, ((0, 0), (0, 0), (0, 1)), constant_values=0.3)
-        expected, their_attention = without.apply({"params": params}, x, text, longer, padded)
+        expected, their_attention = without.apply({"params": params}, x, Conditioning(text, longer), padded)
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
         np.testing.assert_allclose(attention, their_attention[..., :4], rtol=0, atol=1e-5)
         np.testing.assert_allclose(their_attention[..., 4], 0, rtol=0, atol=1e-5)
-    plain, _ = without.apply({"params": params}, x, text, tokens)
-    assert np.abs(plain - with_sink.apply({"params": params}, x, text, tokens)[0]).max() > 0.01
+    plain, _ = without.apply({"params": params}, x, Conditioning(text, tokens))
+    assert np.abs(plain - with_sink.apply({"params": params}, x, Conditioning(text, tokens))[0]).max() > 0.01
 
 
 def test_the_example_holds():

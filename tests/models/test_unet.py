@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from pidiff_jax.convert.unet import split_identity
-from pidiff_jax.models.attention import CrossAttention
+from pidiff_jax.models.attention import Conditioning, CrossAttention
 from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
 from pidiff_jax.models.unet_blocks import scale_at
@@ -28,10 +28,10 @@ def tiny_cross_attention(variant="decoupled"):
     def attend(scale=None, tokens=True):
         size = max(8, *np.shape(scale)[1:3]) if np.ndim(scale) == 4 else 8
         if scale is not None:
-            scale = scale_at(expand_scale(jnp.asarray(scale), (2, size, size, 4), (2, 3)), 8, 8)
-        identity = (jnp.asarray(arrays["identity_tokens"]), scale)
-        module = CrossAttention(2, spec.identity)
-        return module.apply({"params": params}, x, jnp.asarray(arrays["text"].embeds), *(identity if tokens else ()))[0]
+            scale = scale_at(expand_scale(jnp.asarray(scale), (2, size, size, 4), 3), 8, 8)
+        module, text = CrossAttention(2, spec.identity), jnp.asarray(arrays["text"].embeds)
+        cond = Conditioning(text, jnp.asarray(arrays["identity_tokens"]) if tokens else None)
+        return module.apply({"params": params}, x, cond, scale if tokens else None)[0]
 
     return attend
 
@@ -155,8 +155,10 @@ def test_the_map_is_each_tokens_weight_times_the_norm_of_its_value_averaged_over
     x, text, tokens = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in [(1, 5, 8), (1, 4, 6), (1, 2, 20)]
     )
-    params = random_params(jax.eval_shape(lambda: nn.meta.unbox(attention.init(jax.random.key(0), x, text))["params"]))
-    _, strength = attention.apply({"params": params}, x, text, tokens)
+    params = random_params(
+        jax.eval_shape(lambda: nn.meta.unbox(attention.init(jax.random.key(0), x, Conditioning(text)))["params"])
+    )
+    _, strength = attention.apply({"params": params}, x, Conditioning(text, tokens))
     q, k, v = ((a @ params[name]["kernel"]).reshape(-1, 2, 4) for a, name in
                [(x[0], "to_q"), (tokens[0], "to_k_id"), (tokens[0], "to_v_id")])  # fmt: skip
     for head in range(2):

@@ -21,7 +21,7 @@ from pidiff_jax.convert.adapter import (
 )
 from pidiff_jax.convert.table import to_foreign
 from pidiff_jax.convert.unet import split_identity, unet_table
-from pidiff_jax.models.attention import CrossAttention
+from pidiff_jax.models.attention import Conditioning, CrossAttention
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 from tests.models.tiny_unet import fast_jit, inputs, random_params, unet_shapes
@@ -214,7 +214,8 @@ def test_one_cross_attention_agrees_with_ip_adapters_processor():
         theirs(torch.from_numpy(x), (torch.from_numpy(text), [torch.from_numpy(tokens)[:, None]])).detach().numpy()
     )
     ours = params["unet"]["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
-    out, _ = CrossAttention(2, spec.identity).apply({"params": ours}, *map(jnp.asarray, (x, text, tokens)))
+    x, text, tokens = map(jnp.asarray, (x, text, tokens))
+    out, _ = CrossAttention(2, spec.identity).apply({"params": ours}, x, Conditioning(text, tokens))
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
 

@@ -18,17 +18,19 @@ def test_devices_share_the_pictures_of_a_batch(monkeypatch, scale, count):
     noise, wplus = (
         rng.standard_normal((count, *shape)).astype(np.float32) for shape in (components.noise_shape, (5, 8))
     )
-    ids, generate = rng.integers(0, 9, (count, 5)).astype(np.int32), compiled.generate_latents
+    ids, predict = rng.integers(0, 9, (count, 5)).astype(np.int32), compiled.predict
 
-    def watched(components, params, noise, *arguments, **options):
-        jax.debug.inspect_array_sharding(noise, callback=seen.append)
-        return generate(components, params, noise, *arguments, **options)
+    def watched(components, params, conditions, guidance, latents, *arguments, **options):
+        jax.debug.inspect_array_sharding(latents, callback=seen.append)
+        return predict(components, params, conditions, guidance, latents, *arguments, **options)
 
-    monkeypatch.setattr(compiled, "generate_latents", watched)
+    monkeypatch.setattr(compiled, "predict", watched)
     pictures = {}
     for devices in (1, 2):
-        sampler = CompiledSampler(components, Sampling(num_steps=2), make_mesh(devices=jax.devices()[:devices]))
-        pixels, heat = sampler.with_parameters(params)(wplus, ids, jax.numpy.asarray(noise), scale)
+        sampler = CompiledSampler(components, make_mesh(devices=jax.devices()[:devices]))
+        pixels, heat = sampler.with_parameters(params, Sampling(num_steps=2))(
+            wplus, ids, jax.numpy.asarray(noise), scale
+        )
         pictures[devices] = np.asarray(pixels)
         assert pixels.sharding.is_fully_replicated and heat.sharding.is_fully_replicated
     np.testing.assert_allclose(pictures[2], pictures[1], rtol=0, atol=1e-5)

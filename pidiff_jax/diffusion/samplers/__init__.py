@@ -2,8 +2,9 @@
 
 from pidiff_jax.diffusion.samplers.levels import FinalSigma, Spacing, spaced_timesteps
 from pidiff_jax.diffusion.samplers.registry import SAMPLERS, make_sampler
-from pidiff_jax.diffusion.samplers.sampler import Level, Prediction, Sampler, sample
+from pidiff_jax.diffusion.samplers.sampler import Level, Method, Prediction, Sampler, State, Steps, advance, sample
 
 __all__ = [
-    "SAMPLERS", "FinalSigma", "Level", "Prediction", "Sampler", "Spacing", "make_sampler", "sample", "spaced_timesteps",
+    "SAMPLERS", "FinalSigma", "Level", "Method", "Prediction", "Sampler", "Spacing", "State", "Steps", "advance",
+    "make_sampler", "sample", "spaced_timesteps",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from pidiff_jax.diffusion.parameterisation import check_prediction_type
 from pidiff_jax.diffusion.samplers import dpm_solver, one_step, unipc
 from pidiff_jax.diffusion.samplers import levels as grids
 from pidiff_jax.diffusion.samplers.levels import FinalSigma, Levels, Spacing, Trajectory
-from pidiff_jax.diffusion.samplers.sampler import Sampler, StepFn
+from pidiff_jax.diffusion.samplers.sampler import Method, Sampler, StepFn
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 
 
@@ -107,13 +107,15 @@ def make_sampler(
     levels = levels.starting_at(first_step)
     factors = method.factors(levels, trajectory)
     return Sampler(
-        step=method.step,
         levels=levels,
         factors=factors,
-        prediction_type=prediction_type,
-        memory_of=method.memory_of,
-        stochastic=isinstance(factors, one_step.Factors) and factors.noise is not None,
         noise_scale=noise_scale,
+        method=Method(
+            step=method.step,
+            memory_of=method.memory_of,
+            prediction_type=prediction_type,
+            stochastic=isinstance(factors, one_step.Factors) and factors.noise is not None,
+        ),
         first_step=int(first_step),
     )
 

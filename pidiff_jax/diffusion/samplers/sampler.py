@@ -31,21 +31,53 @@ class Level(NamedTuple):
 StepFn = Callable[[Array, Any, Prediction, Any, Array | None], tuple[Array, Any]]
 
 
+@dataclass(frozen=True)
+class Method:
+    """What a sampler is beside its numbers; hashable, so that programs can be kept by it.
+
+    step: pure; the same signature for all.
+    memory_of: what a multistep method remembers before the first step, from latents of the right shape.
+    prediction_type: what the network predicts.
+    stochastic: steps add noise, so that `advance` needs keys.
+    """
+
+    step: StepFn
+    memory_of: Callable[[Array], Any]
+    prediction_type: str
+    stochastic: bool
+
+
+class Steps(NamedTuple):
+    """What steps read, each array (n,); slices of it are parts of a trajectory.
+
+    number: of the step in the whole trajectory, from 0.
+    """
+
+    now: Level
+    following: Level
+    factors: Any
+    number: Int[Array, "n"]
+
+
+class State(NamedTuple):
+    """Latents on their way, and what the method remembers."""
+
+    latents: Float[Array, "b h w c"]
+    memory: Any
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Sampler:
     """A trajectory, made by `make_sampler` on the host and run by `sample`.
 
-    It may be closed over in jit, or be an argument: then samplers of as many steps and one step function share a program.
+    It may be closed over in jit, or be an argument: then samplers of as many steps and one method share a program.
 
     Latents keep variance 1 in every sampler, those that are published in terms of sigma too: latents in sigma are
     divided by sqrt(1 + sigma^2), which is what the network reads. So all start from the same noise and can be looked at,
     or be held to a given picture, in the same way on the way.
 
-    step: pure; the same signature for all.
     factors: a pytree of arrays (n,), one entry for each step.
-    memory_of: what a multistep method remembers before the first step, from latents of the right shape.
-    stochastic: its steps add noise, so that `sample` needs keys.
     noise_scale: of the latents that drawing starts from.
     first_step: steps that were left out at the start.
     """
@@ -53,10 +85,7 @@ class Sampler:
     levels: Levels
     factors: Any
     noise_scale: Any
-    step: StepFn = field(metadata={"static": True})
-    memory_of: Callable[[Array], Any] = field(metadata={"static": True})
-    prediction_type: str = field(metadata={"static": True})
-    stochastic: bool = field(metadata={"static": True})
+    method: Method = field(metadata={"static": True})
     first_step: int = field(metadata={"static": True})
 
     @property
@@ -81,80 +110,105 @@ class Sampler:
             )
         return self.noise_scale * noise
 
+    def begin(self, latents: Float[Array, "b h w c"]) -> State:
+        """The state before the first step, of latents from `start`."""
+        latents = latents.astype(jnp.float32)
+        return State(latents, self.method.memory_of(latents))
 
-class _Scanned(NamedTuple):
-    now: Level
-    following: Level
-    factors: Any
-    number: Int[Array, ""]
+    @property
+    def steps(self) -> Steps:
+        """What the steps read."""
+        own = self.levels
+        level = Level(*(jnp.asarray(x, jnp.float32) for x in (jnp.append(own.timesteps, 0.0), own.signal, own.noise)))
+        return Steps(
+            now=jax.tree.map(lambda x: x[:-1], level),
+            following=jax.tree.map(lambda x: x[1:], level),
+            factors=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.factors),
+            number=self.first_step + jnp.arange(self.num_steps),
+        )
+
+
+# (latents (b, h, w, c), timestep (), number of the step ()) -> the network's prediction, or (prediction, aux)
+DenoiseFn = Callable[[Float[Array, "b h w c"], Float[Array, ""], Int[Array, ""]], Any]
+ConstrainFn = Callable[[Float[Array, "b h w c"], Level], Float[Array, "b h w c"]]
 
 
 def sample(
-    denoise_fn: Callable[[Float[Array, "b h w c"], Float[Array, ""]], Any],
+    denoise_fn: DenoiseFn,
     latents: Float[Array, "b h w c"],
     sampler: Sampler,
     *,
     keys: Key[Array, "b"] | None = None,
-    constrain: Callable[[Float[Array, "b h w c"], Level], Float[Array, "b h w c"]] | None = None,
+    constrain: ConstrainFn | None = None,
     clip_x0: float | None = None,
     has_aux: bool = False,
 ) -> Any:
     """Runs a whole trajectory and returns latents, or (latents, aux of all steps stacked) with `has_aux`.
 
+    latents: from `sampler.start`. The rest: see `advance`.
+
+    Raises:
+        ValueError: a sampler that adds noise without keys.
+    """
+    state, aux = advance(
+        denoise_fn, sampler.begin(latents), sampler.steps, sampler.method,
+        keys=keys, constrain=constrain, clip_x0=clip_x0, has_aux=has_aux,
+    )  # fmt: skip
+    return (state.latents, aux) if has_aux else state.latents
+
+
+def advance(
+    denoise_fn: DenoiseFn,
+    state: State,
+    steps: Steps,
+    method: Method,
+    *,
+    keys: Key[Array, "b"] | None = None,
+    constrain: ConstrainFn | None = None,
+    clip_x0: float | None = None,
+    has_aux: bool = False,
+) -> tuple[State, Any]:
+    """Takes some steps of a trajectory: the loop that all samplers share.
+
+    A trajectory may be cut anywhere: running its parts one after another gives what running the whole gives.
+
     Args:
-        denoise_fn: (latents, timestep ()) -> the network's prediction, or (prediction, aux) with `has_aux`. Guidance
-            belongs in here.
-        latents: from `sampler.start`.
+        denoise_fn: the network's prediction, with aux if `has_aux`. Guidance belongs in here.
+        state: from `Sampler.begin`, or of the part before.
+        steps: `Sampler.steps`, or a slice of all its arrays.
         keys: one for each picture, for samplers that add noise. The noise is a function of a picture's key and the step's
             number alone, whatever else is in the batch.
         constrain: (latents, their level) -> latents, after every step; for inpainting.
         clip_x0: clips the predicted clean latents to [-clip_x0, clip_x0], and leaves the predicted noise; None does not.
         has_aux: see `denoise_fn`.
 
+    Returns:
+        The state after the steps, and what they gave as aux, stacked (None without `has_aux`).
+
     Raises:
         ValueError: a sampler that adds noise without keys.
     """
-    if sampler.stochastic and keys is None:
+    if method.stochastic and keys is None:
         raise ValueError(
             "expected keys for a sampler that adds noise, got None; pass keys=jax.random.split(jax.random.key(seed), b), "
             "one for each picture"
         )
 
-    def body(carry: tuple[Array, Any], scanned: _Scanned) -> tuple[tuple[Array, Any], Any]:
-        latents, memory = carry
-        output = denoise_fn(latents, scanned.now.timestep)
+    def body(state: State, step: Steps) -> tuple[State, Any]:
+        latents, memory = state
+        output = denoise_fn(latents, step.now.timestep, step.number)
         output, aux = output if has_aux else (output, None)
-        arguments = (
-            output.astype(jnp.float32),
-            latents,
-            scanned.now.signal,
-            scanned.now.noise,
-            sampler.prediction_type,
-        )
+        arguments = (output.astype(jnp.float32), latents, step.now.signal, step.now.noise, method.prediction_type)
         x0, eps = to_x0(*arguments), to_eps(*arguments)
         if clip_x0 is not None:
             x0 = jnp.clip(x0, -clip_x0, clip_x0)
-        noise = _fresh_noise(keys, scanned.number, latents.shape[1:]) if sampler.stochastic else None
-        latents, memory = sampler.step(latents, memory, Prediction(x0, eps), scanned.factors, noise)
+        noise = _fresh_noise(keys, step.number, latents.shape[1:]) if method.stochastic else None
+        latents, memory = method.step(latents, memory, Prediction(x0, eps), step.factors, noise)
         if constrain is not None:
-            latents = constrain(latents, scanned.following)
-        return (latents, memory), aux
+            latents = constrain(latents, step.following)
+        return State(latents, memory), aux
 
-    latents = latents.astype(jnp.float32)
-    (latents, _), aux = jax.lax.scan(body, (latents, sampler.memory_of(latents)), _scanned(sampler))
-    return (latents, aux) if has_aux else latents
-
-
-def _scanned(sampler: Sampler) -> _Scanned:
-    """What the steps read, with a leading axis of steps."""
-    own = sampler.levels
-    level = Level(*(jnp.asarray(x, jnp.float32) for x in (jnp.append(own.timesteps, 0.0), own.signal, own.noise)))
-    return _Scanned(
-        now=jax.tree.map(lambda x: x[:-1], level),
-        following=jax.tree.map(lambda x: x[1:], level),
-        factors=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), sampler.factors),
-        number=sampler.first_step + jnp.arange(sampler.num_steps),
-    )
+    return jax.lax.scan(body, state, steps)
 
 
 def _fresh_noise(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
+from pidiff_jax.worlds.photographs.faces import PhotographFaces
 
 
 class PhotographsWorld:
@@ -112,6 +114,18 @@ class PhotographsWorld:
 
     def held_out(self, split: str) -> None:
         """Nobody judges photographs yet."""
+
+    def faces(self, encoder: Path | None = None) -> PhotographFaces:
+        """See `World.faces`."""
+        if encoder is None:
+            raise ValueError(
+                "expected the file of a W+ encoder for photographs, got none; pass encoder4editing's checkpoint as "
+                "wplus_encoder (--wplus_encoder)"
+            )
+        return PhotographFaces(encoder, *self.wplus_size)
+
+    def render_codes(self, wplus: np.ndarray) -> None:
+        """No StyleGAN2 is at hand; see `World.render_codes`."""
 
     def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """None: its weights come from others."""

@@ -34,7 +34,8 @@ _PALETTE = (
     )
     / 255.0
 )
-_GREY = 0.55
+GREY = 0.55  # behind aligned faces
+WILD_SCALE, ALIGNED_SCALE = 20.3, 24.0  # pixels of half a head, on average, in either view
 # A parameter in [0, 1] goes along each of these.
 _SKIN = np.array([(66, 41, 30), (122, 78, 54), (178, 122, 88), (222, 172, 136), (250, 218, 196)], np.float32) / 255.0
 _HAIR = (
@@ -46,7 +47,7 @@ _HAIR = (
 )
 _EYES = np.array([(70, 40, 20), (120, 84, 36), (70, 130, 70), (60, 120, 190), (130, 160, 185)], np.float32) / 255.0
 _LONG_HAIR = 0.35  # hair longer than this falls behind the head
-_EYE_Y, _MOUTH_Y = -0.04, 0.55
+EYE_Y, _MOUTH_Y = -0.04, 0.55
 _EYE_WHITE, _INK = np.array([0.97, 0.97, 0.96], np.float32), np.array([0.07, 0.05, 0.06], np.float32)
 
 
@@ -137,7 +138,7 @@ def paint_portrait(
     if view == "wild":
         backdrop = _background(background_key, px, py, scene)
     else:
-        backdrop = jnp.full((RESOLUTION_PX, RESOLUTION_PX, 3), _GREY)
+        backdrop = jnp.full((RESOLUTION_PX, RESOLUTION_PX, 3), GREY)
     canvas = Canvas(backdrop, 1.0 / pose.scale)
     head, paints = _head(face, pose, x, y), _paints(face, pose, x)
 
@@ -198,7 +199,7 @@ def _landmarks(head: _Head, yaw: Scalar) -> tuple[Float[Array, "5"], Float[Array
     """x and y, in head coordinates, of the eyes, the tip of the nose and the corners of the mouth."""
     x = jnp.stack([-head.eye_x, head.eye_x, jnp.zeros(()), -head.half_mouth, head.half_mouth])
     corners_y = _mouth_line(head, head.half_mouth)
-    y = jnp.stack([jnp.asarray(_EYE_Y), jnp.asarray(_EYE_Y), head.nose_y, corners_y, corners_y])
+    y = jnp.stack([jnp.asarray(EYE_Y), jnp.asarray(EYE_Y), head.nose_y, corners_y, corners_y])
     return _turn(x, head.half_width, yaw), y
 
 
@@ -291,7 +292,7 @@ def _paint_eyes(canvas: Canvas, face: Face, pose: Pose, head: _Head, paints: _Pa
     iris, lid = ramp(_EYES, face.eye_tone), 0.3 * paints.skin * paints.light
     for side in (-1.0, 1.0):
         x = head.feature_x - side * head.eye_x
-        y = head.y - _EYE_Y + 0.5 * (face.eye_tilt - 0.5) * side * x
+        y = head.y - EYE_Y + 0.5 * (face.eye_tilt - 0.5) * side * x
         white = lens(x, y, half_width, half_height)
         gaze_x = x - 0.045 * pose.gaze
         canvas.paint(jnp.maximum(lens(x, y + 0.03, half_width + 0.05, half_height + 0.03), y), lid)
@@ -306,7 +307,7 @@ def _paint_brows(canvas: Canvas, face: Face, pose: Pose, head: _Head, paints: _P
     colour = paints.hair * 0.7 * paints.light
     for side in (-1.0, 1.0):
         x = side * (head.feature_x - side * head.eye_x)  # towards the temple
-        y = head.y - (_EYE_Y - 0.28 - 0.06 * face.eye_size - 0.05 * pose.brow_raise)
+        y = head.y - (EYE_Y - 0.28 - 0.06 * face.eye_size - 0.05 * pose.brow_raise)
         y = y + 0.6 * (face.brow_tilt - 0.5) * x - 1.1 * x**2
         half_height = (0.03 + 0.05 * face.brow_weight) * (1.0 - 0.9 * jnp.clip(x + 0.05, 0.0, 0.4))
         canvas.paint(jnp.maximum(jnp.abs(y) - half_height, jnp.abs(x) - 0.23), colour)
@@ -334,7 +335,7 @@ def _paint_front_hair(canvas: Canvas, face: Face, head: _Head, paints: _Paints) 
 def _paint_glasses(canvas: Canvas, face: Face, head: _Head) -> None:
     """Two rims, a bridge and the sides; the lenses are clear."""
     red = face.glasses > 0.84
-    x, y = jnp.abs(head.feature_x) - head.eye_x, head.y - _EYE_Y
+    x, y = jnp.abs(head.feature_x) - head.eye_x, head.y - EYE_Y
     lenses = jnp.where(red, rounded_box(x, y, 0.27, 0.22, 0.06), ellipse(x, y, 0.27, 0.26))
     bridge = jnp.maximum(jnp.abs(y + 0.04) - 0.03, jnp.abs(head.feature_x) - jnp.maximum(head.eye_x - 0.26, 0.02))
     arms = jnp.maximum(jnp.maximum(jnp.abs(y + 0.04) - 0.03, 0.27 - x), jnp.abs(head.x) - head.half_width)
@@ -362,4 +363,4 @@ def _background(key: Key[Array, ""], px: Plane, py: Plane, scene: Int[Array, "3"
     rings = soft(wave(jnp.sqrt((px - 32.0) ** 2 + (py - 25.0) ** 2) / period + u[3]))
     cover = jnp.stack([jnp.ones_like(px), stripes, bands, checks, dots, rings])[scene[1]]
     colour = jnp.asarray(_PALETTE)[scene[0]]
-    return colour * cover[..., None] + _GREY * (1.0 - cover[..., None])
+    return colour * cover[..., None] + GREY * (1.0 - cover[..., None])

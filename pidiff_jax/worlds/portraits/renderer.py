@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from pidiff_jax.arrays import in_batches
+from pidiff_jax.worlds.portraits.painter import ALIGNED_SCALE, WILD_SCALE, Face, Pose, View, paint_portrait
 from pidiff_jax.worlds.portraits.painter import RESOLUTION_PX as RESOLUTION_PX
-from pidiff_jax.worlds.portraits.painter import Face, Pose, View, paint_portrait
 
 NUM_IDENTITY_PARAMETERS = len(Face._fields)
 WORLD_SEED = 2505
@@ -164,7 +164,7 @@ def _sample_pose(key: Key[Array, ""], view: View) -> Pose:
     centre = jnp.array([32.0, 26.0]) + jnp.array([5.0 * u[0], 2.0 * u[1]]) if wild else 32.0 + u[:2]
     return Pose(
         centre=centre,
-        scale=20.3 + 1.0 * u[2] if wild else 24.0 + 0.8 * u[2],
+        scale=WILD_SCALE + 1.0 * u[2] if wild else ALIGNED_SCALE + 0.8 * u[2],
         roll=(0.18 if wild else 0.05) * u[3],
         yaw=(0.32 if wild else 0.12) * u[4],
         smile=0.3 + 0.7 * u[5],

@@ -18,6 +18,7 @@ from pidiff_jax.models.shapes import text_encoder_shapes, unet_shapes, vae_shape
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.portraits import networks, renderer
+from pidiff_jax.worlds.portraits.faces import PortraitFaces, render_codes
 from pidiff_jax.worlds.portraits.judges import HeldOutPortraits
 from pidiff_jax.worlds.portraits.sources import (
     cached_records,
@@ -122,6 +123,18 @@ class PortraitsWorld:
     def held_out(self, split: str) -> HeldOutPortraits:
         """See `World.held_out`."""
         return HeldOutPortraits(split)
+
+    def faces(self, encoder: Path | None = None) -> PortraitFaces:
+        """See `World.faces`."""
+        if encoder is not None:
+            raise ValueError(
+                f"expected no W+ encoder for the embedded world, which has its own, got {encoder}; leave it out"
+            )
+        return PortraitFaces()
+
+    def render_codes(self, wplus: np.ndarray) -> np.ndarray:
+        """By the shipped synthesis network; see `World.render_codes`."""
+        return render_codes(wplus)
 
     def tasks(self) -> Mapping[str, Callable[[Any], Experiment]]:
         """The tasks that make the shipped weights."""

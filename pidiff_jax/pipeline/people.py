@@ -1,31 +1,40 @@
-"""Whom an export takes along: W+ codes from files, from records, or of held-out people of the run's world."""
+"""Who is meant by --identity: W+ codes from photographs, files, records, or of held-out people of the run's world."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from data_pipeline.prepare.pictures import read_pixels
 from data_pipeline.records import open_records
 from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.evaluation.subjects import mean_codes
 from pidiff_jax.locations import local_path
 from pidiff_jax.models.identity_mapper import MapperSpec
-from pidiff_jax.worlds import World
+from pidiff_jax.ranges import about
+from pidiff_jax.worlds import Faces, World
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _HELD_OUT = re.compile(r"(validation|test):(\d+)")
 _RECORD = re.compile(r"(.+):(train|validation):(\d+)")
 
 
-def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> dict[str, Float[np.ndarray, "l d"]]:
+def read_people(
+    identities: Sequence[str], world: World, spec: MapperSpec, faces: Callable[[], Faces] | None = None
+) -> dict[str, Float[np.ndarray, "l d"]]:
     """W+ codes, float32, by a name that says where each is from.
 
     Args:
-        identities: files of W+ codes, .npy with one code (l, d) or .safetensors with one a tensor; "test:3", the fourth
-            held-out person of that split; or "FOLDER:validation:3", the fourth record of a folder of records.
+        identities: photographs, or folders of photographs of one person, whose codes are averaged; files of W+ codes, .npy
+            with one code (l, d) or .safetensors with one a tensor; "test:3", the fourth held-out person of that split; or
+            "FOLDER:validation:3", the fourth record of a folder of records.
         world: of the run.
         spec: of the mapper that reads the codes.
+        faces: gives what encodes photographs; None: that of the world.
 
     Raises:
         FileNotFoundError: no such file.
@@ -38,7 +47,7 @@ def read_people(identities: Sequence[str], world: World, spec: MapperSpec) -> di
         elif match := _RECORD.fullmatch(text):
             found = _from_record(match)
         else:
-            found = _from_file(text)
+            found = _from_file(text, faces or world.faces)
         if not found:
             raise ValueError(f"--identity={text}: expected W+ codes, got a file without tensors; save one with a code")
         for name, code in found.items():
@@ -83,21 +92,55 @@ def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
     return {f"{split}_{number}": np.asarray(source[number]["wplus"], np.float32)}
 
 
-def _from_file(text: str) -> dict[str, np.ndarray]:
+def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
     path = local_path(text, "--identity")
+    if path.is_dir():
+        pictures = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+        if not pictures:
+            raise ValueError(
+                f"--identity={text}: expected a folder with photographs of a person, found none; name another"
+            )
+        return {path.resolve().name: encode_photographs(pictures, faces())}
     if not path.is_file():
         raise FileNotFoundError(
-            f"expected a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as --identity, found "
-            f"no file {path}; check it"
+            f"expected a photograph, a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as "
+            f"--identity, found no file {path}; check it"
         )
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return {path.stem: encode_photographs([path], faces())}
     if path.suffix == ".safetensors":
         return read_tensors(path, np.float32)
     if path.suffix == ".npy":
         return {path.stem: _load(path)}
     raise ValueError(
-        f"expected W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) or a held-out person (test:0) as --identity, "
-        f"got {path}; photographs can't be encoded here yet: make records of them with launch.prepare"
+        f"expected a photograph ({', '.join(PICTURE_SUFFIXES)}), W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) "
+        f"or a held-out person (test:0) as --identity, got {path}; convert it"
     )
+
+
+def encode_photographs(
+    pictures: Sequence[Any], faces: Faces, landmarks: Sequence[Any] | None = None
+) -> Float[np.ndarray, "l d"]:
+    """The mean W+ code of photographs of one person.
+
+    pictures: files, PIL pictures, or arrays: uint8, or floating-point in [0, 1].
+
+    Raises:
+        ValueError: one that can't be read, or has no face or several; says which.
+    """
+    codes = []
+    for index, picture in enumerate(pictures):
+        name = str(picture) if isinstance(picture, str | Path) else f"photograph {index + 1}"
+        with about(name):
+            codes.append(faces.encode(as_pixels(picture), None if landmarks is None else landmarks[index]))
+    return mean_codes(np.stack(codes)[None])[0]
+
+
+def as_pixels(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """What `read_pixels` makes of a file's name, a PIL picture or an array."""
+    if isinstance(picture, str | Path):
+        return read_pixels(local_path(picture, "the picture"))
+    return read_pixels(np.asarray(picture))
 
 
 def _load(path: Path) -> np.ndarray:

@@ -5,8 +5,8 @@ from pathlib import Path
 import filelock
 import jax
 
-from launch import compilation_cache
-from launch.compilation_cache import OFF, cache_folder, use_compilation_cache
+from pidiff_jax import compilation_cache
+from pidiff_jax.compilation_cache import OFF, cache_folder, use_compilation_cache
 from tests.launch.test_command_line import call_afresh
 
 COMPILE = """

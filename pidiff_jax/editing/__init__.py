@@ -1,0 +1,1 @@
+"""What can be done to W+ codes: levels mixed, attributes moved along directions, people interpolated; pure functions."""

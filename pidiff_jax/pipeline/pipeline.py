@@ -1,0 +1,538 @@
+"""Pipeline: a trained run to draw people with, at home for whoever knows diffusers."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from PIL import Image
+from tqdm import tqdm
+
+from pidiff_jax.checkpoint.fingerprint import fingerprint
+from pidiff_jax.convert.clip_tokenizer import tokenize, words_beyond
+from pidiff_jax.evaluation.report.heat_map import heat_maps
+from pidiff_jax.locations import local_path, optional_path
+from pidiff_jax.paths import flatten
+from pidiff_jax.pipeline.identity_scale import Scale, identity_schedule, picture_mask, region_masks
+from pidiff_jax.pipeline.people import as_pixels, encode_photographs, read_people
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash
+from pidiff_jax.ranges import MAX_SEED, check_count, check_number
+from pidiff_jax.runs.saved_run import SavedRun, open_run
+from pidiff_jax.sampling.compiled import CompiledSampler, Request, initial_noise
+from pidiff_jax.sampling.generate import Sampling, sampler_for
+from pidiff_jax.worlds import Faces
+
+Code = Float[np.ndarray, "l d"]
+# Names that diffusers' pipelines have for what is called otherwise here.
+_OTHERS_NAMES = {
+    "num_inference_steps": "num_steps", "num_images_per_prompt": "num_images", "generator": "seed", "scheduler": "sampler",
+    "ip_adapter_image_embeds": "identity", "ip_adapter_image": "identity", "mask": "mask_image", "steps": "num_steps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn, beside whom and what they show; what a recipe keeps. See `Pipeline.__call__`."""
+
+    num_steps: int
+    guidance_scale: float
+    identity_scale: Scale
+    sampler: str = "ddim"
+    eta: float = 0.0
+    guidance_rescale: float = 0.0
+    identity_guidance_scale: float | None = None
+    normalise_identity: bool = False
+    identity_start: float = 0.0
+    identity_end: float = 1.0
+    identity_over_time: tuple[float, ...] | None = None
+    strength: float = 1.0
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """What a step reads of them."""
+        names = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "eta", "identity_guidance_scale")
+        return Sampling(**{name: getattr(self, name) for name in names}, normalise_identity=self.normalise_identity)
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """n pictures, prompt by prompt.
+
+    images: PIL pictures, or pixels in [0, 1].
+    pixels: the same, float32 in [0, 1]. attention: where each person's identity acts, at the latents' resolution; each
+        picture's sum is 1, zero without identity.
+    recipes: what each was made from (`pipeline.recipe`).
+    """
+
+    images: Any
+    pixels: Float[np.ndarray, "n h w 3"] = field(repr=False)
+    attention: Float[np.ndarray, "n p _h _w"] = field(repr=False)
+    recipes: Sequence[Recipe] = field(repr=False)
+
+    def overlays(self) -> list[Image.Image]:
+        """The attention as colours over each picture in grey, in one scale for all."""
+        heat, _ = heat_maps(self.pixels, self.attention.sum(1))
+        return [_as_pil(each) for each in heat]
+
+
+class Pipeline:
+    """Draws people with a trained run; made by `from_pretrained`.
+
+    Example:
+        >>> pipeline = Pipeline.from_pretrained("runs/quickstart")
+        >>> anna = pipeline.encode_identity("anna.png")
+        >>> output = pipeline("a person in a red shirt before a blue striped wall", identity=anna, seed=3)
+        >>> output.images[0].save("anna_in_red.png")
+
+    The first call of a size, batch and kind of sampler compiles one step, later ones use it again, whatever their numbers;
+    programs are also kept on disk, as `launch` does (see `from_pretrained`).
+    """
+
+    def __init__(self, run: SavedRun, wplus_encoder: Path | None = None, batch_size: int = 4):
+        check_count("a batch_size", batch_size)
+        self.run, self.components, self.batch_size = run, run.components, batch_size
+        self._encoder_path = wplus_encoder
+        self._sampler = CompiledSampler(run.components, run.mesh)
+        self._encode_picture = jax.jit(partial(run.components.vae.apply, method="encode"))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        base: str | Path | None = None,
+        *,
+        wplus_encoder: str | Path | None = None,
+        step: int | None = None,
+        mesh: Mesh | None = None,
+        batch_size: int = 4,
+        compilation_cache: str | None = None,
+    ) -> "Pipeline":
+        """Opens a run.
+
+        Args:
+            source: folder of a run, or the adapter file that was made of it.
+            base: Stable Diffusion, a folder in diffusers' format or one file; None: where it was in the training.
+            wplus_encoder: checkpoint of encoder4editing, to encode photographs; the embedded world has its own.
+            step: of the checkpoint; None takes the newest.
+            mesh: to lie on; None takes all devices.
+            batch_size: pictures that are drawn at once, at most.
+            compilation_cache: folder for compiled programs, or "off"; None: as `--compilation_cache` of the commands, unless
+                the program that calls has told JAX already.
+
+        Raises:
+            FileNotFoundError, ValueError: something isn't there, or doesn't fit; says what.
+        """
+        from pidiff_jax.compilation_cache import use_compilation_cache
+
+        if compilation_cache is not None or not jax.config.jax_compilation_cache_dir:
+            use_compilation_cache(compilation_cache)
+        overrides = {} if base is None else {"base.path": local_path(base, "base")}
+        run = open_run(source, step, mesh, overrides)
+        return cls(run, optional_path(wplus_encoder, "wplus_encoder"), batch_size)
+
+    @cached_property
+    def faces(self) -> Faces:
+        """What encodes photographs."""
+        return self.run.world.faces(self._encoder_path)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Content hashes of the adapter and of what it stands on."""
+        flat = flatten(self.run.params)
+        return {
+            "adapter": fingerprint({path: flat[path] for path in self.run.trained}),
+            **self.run.facts["fingerprints"],
+        }
+
+    def encode_identity(self, pictures: Any, landmarks: Any = None) -> Code:
+        """The W+ code of a person: of a photograph, or the mean of several of the same person.
+
+        Args:
+            pictures: a file, PIL picture or array (uint8, or floating-point in [0, 1]), or a list of such.
+            landmarks: of each picture 5 or 68 points (x, y), as `launch.prepare` reads them, where nothing finds faces.
+
+        Raises:
+            ValueError: a picture without a face, or with several.
+        """
+        if isinstance(pictures, list | tuple):
+            if not pictures:
+                raise ValueError("expected photographs of a person, got none; pass at least one")
+            if landmarks is not None and len(landmarks) != len(pictures):
+                raise ValueError(f"expected landmarks of {len(pictures)} photographs, got {len(landmarks)}; pair them")
+            return encode_photographs(pictures, self.faces, landmarks)
+        return encode_photographs([pictures], self.faces, None if landmarks is None else [landmarks])
+
+    def people(self, *identities: str) -> dict[str, Code]:
+        """W+ codes by name, of what the commands take as --identity (see `read_people`)."""
+        return read_people(identities, self.run.world, self.components.identity_mapper.spec, lambda: self.faces)
+
+    def settings(self, **changes: Any) -> Settings:
+        """The run's own settings, with changes; None leaves one as it is.
+
+        Raises:
+            TypeError: there is no such setting; says what it is called here.
+        """
+        own = self.run.config.sampling
+        settings = Settings(own.num_steps, own.guidance_scale, own.identity_scale)
+        known = asdict(settings)
+        for name in changes:
+            if name not in known:
+                hint = (
+                    f"here it is {_OTHERS_NAMES[name]!r}" if name in _OTHERS_NAMES else f"there are {', '.join(known)}"
+                )
+                raise TypeError(f"expected a setting of the pipeline, got {name!r}; {hint}")
+        return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        identity: Any = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0,
+        num_images: int = 1,
+        image: Any = None,
+        mask_image: Any = None,
+        regions: Sequence[Any] | None = None,
+        output_type: Literal["pil", "np"] = "pil",
+        show_progress: bool = True,
+        **settings: Any,
+    ) -> PipelineOutput:
+        """Draws `num_images` pictures of each prompt.
+
+        Args:
+            prompt: one text, or several.
+            identity: a W+ code (l, d), as `encode_identity` gives it; several: one for each prompt or, with `regions`, all
+                together in each picture; None draws what the base draws. A text names people as --identity does.
+            negative_prompt: what guidance leads away from; one, or one for each prompt.
+            seed: of the first picture of each prompt, whose others have the following ones; or one for each.
+            image: a picture to start from: changed as a whole (how much: `strength`) or, with `mask_image`, inside of it.
+            mask_image: white where the picture is drawn anew; "face" for the head that is in it. Outside, the picture stays.
+            regions: where each of several people is: boxes (left, top, right, bottom) in shares of the picture, or masks.
+            output_type: "pil", or "np" for pixels in [0, 1].
+            show_progress: a bar of all steps.
+            settings: by default as in the run's config:
+                num_steps, sampler ("ddim", "dpmpp_2m_karras", ...: `diffusion.samplers.SAMPLERS`), eta (of ddim);
+                guidance_scale, guidance_rescale, identity_guidance_scale (see `Sampling`);
+                identity_scale: a number, one for each W+ layer, or {"coarse": 1.0, "fine": 0.5}; normalise_identity;
+                identity_start, identity_end: shares of the steps; identity_over_time: factors, linear in between;
+                strength: share of the steps that `image` is changed for, 1 by default;
+                height, width: pixels; the model's own by default.
+
+        Raises:
+            ValueError: what can't be drawn; one line that says what was expected, what came and what to do.
+            TypeError: a setting that there isn't.
+        """
+        chosen = self.settings(**settings)
+        if output_type not in ("pil", "np"):
+            raise ValueError(f"expected output_type 'pil' or 'np', got {output_type!r}; correct it")
+        jobs = self._jobs(prompt, identity, negative_prompt, seed, num_images, together=regions is not None)
+        return self.draw(
+            jobs, chosen, image=image, mask_image=mask_image, regions=regions, output_type=output_type,
+            show_progress=show_progress,
+        )  # fmt: skip
+
+    def draw(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        *,
+        image: Any = None,
+        mask_image: Any = None,
+        regions: Sequence[Any] | None = None,
+        output_type: Literal["pil", "np"] = "pil",
+        show_progress: bool = True,
+        place: tuple[int, int] | None = None,
+    ) -> PipelineOutput:
+        """What `__call__` does, of jobs that each have their own text, people and seed.
+
+        place: of a single job, its place in a batch and that batch's size, so that it is drawn again bit for bit.
+        """
+        size = self._checked_size(settings)
+        sampler_for(self.components, settings.sampling)
+        self._check_numbers(settings)
+        self._warn_of_cut_prompts(jobs, settings)
+        latent_size = tuple(each // self.components.vae.spec.downsampling for each in size)
+        num_people = len(jobs[0].people)
+        canvas = _Canvas.of(image, mask_image, size, self) if image is not None else None
+        if mask_image is not None and image is None:
+            raise ValueError("expected a picture to put the drawn part into, got mask_image alone; pass image too")
+        masks = None if regions is None else region_masks(regions, size, latent_size)
+        if masks is not None and len(masks) != num_people:
+            raise ValueError(f"expected a region for each of {num_people} people, got {len(masks)}; pair them")
+        schedule = self._schedule(settings, num_people)
+        first_step = self._first_step(settings, canvas)
+        at, batch_size = place if place is not None else (0, min(self.batch_size, len(jobs)))
+        pixels, attention, recipes = [], [], []
+        bar = tqdm(
+            total=-(-len(jobs) // batch_size) * (settings.num_steps - first_step),
+            unit="step",
+            disable=not show_progress,
+        )
+        with bar:
+            for start in range(0, len(jobs), batch_size):
+                own = jobs[start : start + batch_size]
+                filled = [*own, *[own[-1]] * (batch_size - len(own))]
+                request = self._request(filled, settings, latent_size, schedule, masks, canvas, first_step)
+                latents, heat = self._sampler.draw(
+                    self.run.params, request, settings.sampling, on_step=lambda done, total: bar.update()
+                )
+                drawn = self._sampler.decode(self.run.params["vae"], latents / self.components.vae.spec.scaling_factor)
+                keep = slice(at, at + 1) if place is not None else slice(len(own))
+                pixels.append(np.asarray(drawn)[keep])
+                attention.append(np.asarray(heat if masks is None else heat * masks[None])[keep])
+                for index, job in enumerate(own):
+                    recipes.append(self._recipe(job, settings, canvas, regions, (at + index, batch_size)))
+        joined = np.concatenate(pixels)
+        if not np.isfinite(joined).all():
+            raise ValueError(
+                "expected finite pixels, got NaN or infinity from the model; lower identity_scale or guidance_scale, or check "
+                "the run"
+            )
+        if canvas is not None:
+            joined = canvas.paste(joined)
+        images = [_as_pil(each) for each in joined] if output_type == "pil" else joined
+        return PipelineOutput(images, joined, np.concatenate(attention), recipes)
+
+    def _jobs(
+        self, prompt: Any, identity: Any, negative_prompt: Any, seed: Any, num_images: int, together: bool
+    ) -> list[Job]:
+        prompts = _texts("prompt", prompt)
+        negatives = [None] * len(prompts) if negative_prompt is None else _texts("negative_prompt", negative_prompt)
+        negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
+        if len(negatives) != len(prompts):
+            raise ValueError(f"expected one negative_prompt, or {len(prompts)}, got {len(negatives)}; pair them")
+        check_count("num_images", num_images)
+        single = isinstance(seed, int | np.integer)
+        seeds = [seed + i for i in range(num_images)] if single else list(seed)
+        if not single and num_images not in (1, len(seeds)):
+            raise ValueError(f"expected num_images={len(seeds)}, as there are seeds, got {num_images}; leave it out")
+        for each in seeds:
+            check_count("a seed", int(each) if isinstance(each, np.integer) else each, least=0, most=MAX_SEED)
+        people = self._codes(identity)
+        if together:
+            if not people:
+                raise ValueError("expected people for the regions, got no identity; pass one for each region")
+            groups = [tuple(people)] * len(prompts)
+        elif len(people) <= 1:
+            groups = [tuple(people)] * len(prompts)
+        elif len(people) == len(prompts):
+            groups = [(person,) for person in people]
+        else:
+            raise ValueError(
+                f"expected one identity, or one for each of {len(prompts)} prompts, got {len(people)}; pair them, or pass regions "
+                "to have all of them in each picture"
+            )
+        return [
+            Job(text, negative, int(each), group)
+            for text, negative, group in zip(prompts, negatives, groups, strict=True)
+            for each in seeds
+        ]
+
+    def _codes(self, identity: Any) -> list[tuple[str | None, Code]]:
+        """(where it is from, W+ code) of each person."""
+        if identity is None:
+            return []
+        if isinstance(identity, str | Path):
+            return [(str(identity), code) for code in self.people(str(identity)).values()]
+        spec = self.components.identity_mapper.spec
+        if isinstance(identity, list | tuple) and all(isinstance(each, str | Path) for each in identity):
+            return [pair for each in identity for pair in self._codes(each)]
+        codes = np.asarray(identity, np.float32)
+        if codes.ndim == 2:
+            codes = codes[None]
+        if codes.ndim != 3 or codes.shape[1:] != (spec.num_layers, spec.wplus_dim):
+            raise ValueError(
+                f"expected W+ codes of shape ({spec.num_layers}, {spec.wplus_dim}) as identity, got {np.shape(identity)}; make "
+                "one with encode_identity"
+            )
+        if not np.isfinite(codes).all():
+            raise ValueError("expected finite numbers in the identity, got others; encode it again")
+        return [(None, code) for code in codes]
+
+    def _checked_size(self, settings: Settings) -> tuple[int, int]:
+        factor = self.components.vae.spec.downsampling
+        own = tuple(factor * each for each in self.components.latent_size)
+        height, width = settings.height or own[0], settings.width or own[1]
+        multiple = factor * 2 ** (len(self.components.unet.spec.block_out_channels) - 1)
+        for name, pixels in (("height", height), ("width", width)):
+            check_count(name, pixels)
+            if pixels % multiple:
+                lower = max(pixels // multiple, 1) * multiple
+                raise ValueError(
+                    f"expected {name} as a multiple of {multiple} pixels, as this model draws, got {pixels}; take {lower} or "
+                    f"{lower + multiple}"
+                )
+        return height, width
+
+    @staticmethod
+    def _check_numbers(settings: Settings) -> None:
+        check_number("guidance_scale", settings.guidance_scale)
+        check_number("identity_guidance_scale", settings.identity_guidance_scale, none_means="that of the text")
+        check_number("guidance_rescale", settings.guidance_rescale, least=0.0, most=1.0)
+        check_number("strength", settings.strength, above=0.0, most=1.0)
+
+    def _warn_of_cut_prompts(self, jobs: Sequence[Job], settings: Settings) -> None:
+        for text in dict.fromkeys(each for job in jobs for each in (job.prompt, job.negative_prompt) if each):
+            if cut := words_beyond(self.components.tokenizer, text):
+                limit = self.components.tokenizer.model_max_length
+                warnings.warn(
+                    f"the text is longer than {limit} tokens; this was cut: {cut!r}", UserWarning, stacklevel=4
+                )
+        if settings.sampling.passes == 1 and any(job.negative_prompt for job in jobs):
+            warnings.warn("a negative_prompt does nothing with guidance_scale=1", UserWarning, stacklevel=4)
+
+    def _schedule(self, settings: Settings, num_people: int) -> Float[np.ndarray, "n 1 pt"] | None:
+        """None where nobody is drawn: then the pictures are the base's, bit for bit."""
+        spec = self.components.identity_mapper.spec
+        schedule = identity_schedule(
+            settings.identity_scale, settings.num_steps, spec, start=settings.identity_start, end=settings.identity_end,
+            over_time=settings.identity_over_time,
+        )  # fmt: skip
+        return np.tile(schedule, (1, num_people))[:, None] if num_people and schedule.any() else None
+
+    def _first_step(self, settings: Settings, canvas: "_Canvas | None") -> int:
+        if canvas is None:
+            if settings.strength != 1.0:
+                raise ValueError(
+                    f"expected strength with a picture to change, got {settings.strength} alone; pass image too"
+                )
+            return 0
+        taken = int(settings.num_steps * settings.strength)
+        if taken < 1:
+            raise ValueError(
+                f"expected strength * num_steps of at least one step, got {settings.strength} * {settings.num_steps}; raise one"
+            )
+        return settings.num_steps - taken
+
+    def _request(
+        self,
+        jobs: Sequence[Job],
+        settings: Settings,
+        latent_size: tuple[int, ...],
+        schedule: Float[np.ndarray, "n 1 pt"] | None,
+        masks: Float[np.ndarray, "p h w"] | None,
+        canvas: "_Canvas | None",
+        first_step: int,
+    ) -> Request:
+        tokenizer, params = self.components.tokenizer, self.run.params
+        negatives = None
+        if settings.sampling.passes > 1 and any(job.negative_prompt for job in jobs):
+            negatives = tokenize(tokenizer, [job.negative_prompt or "" for job in jobs])
+        tokens = regions = None
+        if schedule is not None:
+            tokens = self._sampler.tokens(params, np.stack([[code for _, code in job.people] for job in jobs]))
+            if masks is not None:
+                regions = np.repeat(np.moveaxis(masks, 0, -1), tokens.shape[2], axis=-1)[None]
+        seeds = np.array([job.seed for job in jobs], np.uint32)
+        repeat = lambda x: np.repeat(x[None], len(jobs), 0)  # noqa: E731
+        return Request(
+            text_ids=tokenize(tokenizer, [job.prompt for job in jobs]),
+            noise=initial_noise(seeds, (*latent_size, self.components.unet.spec.in_channels)),
+            tokens=tokens,
+            schedule=schedule,
+            regions=regions,
+            negative_ids=negatives,
+            seeds=seeds,
+            known=None if canvas is None else repeat(canvas.latents),
+            redraw=None if canvas is None or canvas.latent_mask is None else repeat(canvas.latent_mask),
+            first_step=first_step,
+        )
+
+    def _recipe(
+        self,
+        job: Job,
+        settings: Settings,
+        canvas: "_Canvas | None",
+        regions: Sequence[Any] | None,
+        place: tuple[int, int],
+    ) -> Recipe:
+        return Recipe(
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            seed=job.seed,
+            people=[{"source": source, "sha256": code_hash(code)} for source, code in job.people],
+            regions=_plain(regions),
+            image=None if canvas is None else canvas.source,
+            settings=asdict(settings),
+            place=list(place),
+            run={
+                "folder": str(self.run.folder),
+                "step": self.run.facts["num_steps"],
+                "fingerprints": self.fingerprints,
+            },
+            versions=self.run.facts["versions"],
+            devices=devices_here(self.run.mesh),
+        )
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """A picture that is changed: its pixels in [0, 1], scaled latents, and where it is drawn anew."""
+
+    pixels: Float[np.ndarray, "h w 3"]
+    latents: Float[np.ndarray, "_h _w c"]
+    mask: Float[np.ndarray, "h w"] | None
+    latent_mask: Float[np.ndarray, "_h _w 1"] | None
+    source: dict[str, Any]
+
+    @classmethod
+    def of(cls, image: Any, mask: Any, size: tuple[int, int], pipeline: Pipeline) -> "_Canvas":
+        original = as_pixels(image)
+        if original.shape[0] * size[1] != original.shape[1] * size[0]:
+            raise ValueError(
+                f"expected image with the proportions of what is drawn, {size[1]} x {size[0]}, got {original.shape[1]} x "
+                f"{original.shape[0]} pixels; cut it, or set height and width"
+            )
+        pixels = np.array(Image.fromarray(original).resize(size[::-1], Image.Resampling.LANCZOS), np.float32) / 255.0
+        vae, params = pipeline.components.vae, pipeline.run.params
+        mean, _ = pipeline._encode_picture({"params": params["vae"]}, pixels[None] * 2.0 - 1.0)
+        latents = np.asarray(mean)[0] * vae.spec.scaling_factor
+        source = {"image": _named(image), "image_sha256": pixels_hash(original)}
+        if mask is None:
+            return cls(pixels, latents, None, None, source)
+        if isinstance(mask, str) and mask == "face":
+            shares = np.asarray(pipeline.faces.mask(np.rint(pixels * 255).astype(np.uint8)), np.float32)
+        else:
+            shares = picture_mask(mask, size)
+        rows, columns = latents.shape[:2]
+        blocks = shares.reshape(rows, size[0] // rows, columns, size[1] // columns)
+        source |= {"mask_image": _named(mask), "mask_sha256": pixels_hash(np.rint(shares * 255).astype(np.uint8))}
+        return cls(pixels, latents, shares, (blocks.max((1, 3)) > 0).astype(np.float32)[..., None], source)
+
+    def paste(self, drawn: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:
+        """What was drawn, inside of the mask; outside, the picture as it was."""
+        if self.mask is None:
+            return drawn
+        share = self.mask[None, ..., None]
+        return share * drawn + (1.0 - share) * self.pixels[None]
+
+
+def _texts(name: str, texts: Any) -> list[str]:
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    if not listed or (wrong := [each for each in listed if not isinstance(each, str)]):
+        raise ValueError(f"expected {name} as a text or several, got {wrong[0] if listed else texts!r}; correct it")
+    return listed
+
+
+def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
+    return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+
+
+def _named(picture: Any) -> str | None:
+    return str(picture) if isinstance(picture, str | Path) else None
+
+
+def _plain(regions: Sequence[Any] | None) -> list[Any] | None:
+    """Boxes as lists, files by their names; masks in memory leave no trace but that they were there."""
+    if regions is None:
+        return None
+    return [[float(x) for x in each] if np.ndim(each) == 1 else _named(each) for each in regions]
