@@ -58,3 +58,8 @@ class RecordSource:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return (self[index] for index in range(len(self)))
+
+    def note(self, index: int, name: str) -> str:
+        """What the writer noted about a record for people, such as its "picture"; "" where nothing is known."""
+        stored = self._reader[index].get(name, b"")
+        return stored.decode("utf-8") if isinstance(stored, bytes) else str(stored)

@@ -64,7 +64,7 @@ def words_beyond(tokenizer: CLIPTokenizer, caption: str) -> str:
     """What `tokenize` cuts off at the end of a text; "" where it fits."""
     kept = tokenizer.model_max_length - 2  # without start and end
     ids = tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]
-    return tokenizer.decode(ids[kept:]).strip()
+    return str(tokenizer.decode(ids[kept:])).strip()
 
 
 def word_tokenizer(words: Sequence[str], max_length: int) -> CLIPTokenizer:

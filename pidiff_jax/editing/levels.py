@@ -7,19 +7,19 @@ import numpy as np
 from jaxtyping import Float
 
 LEVELS = ("coarse", "middle", "fine")
-# StyleGAN's own at 1024 px: 4 to 8 px, 16 to 32 px, and above.
-_ENDS_OF_18 = (4, 8, 18)
+# The first layer of each: 4 to 8 px, 16 to 32 px, and above.
+_STARTS = (0, 4, 8)
 
 Span = tuple[int, int]
 
 
 def level_spans(num_layers: int) -> dict[str, Span]:
-    """Start and end of each level's layers: for 18 layers those of StyleGAN (0-3, 4-7, 8-17), for others in proportion.
+    """Start and end of each level's layers: 0-3, 4-7, and the rest.
 
     Source: Karras et al. 2019 (arXiv 1812.04948), figure 3.
     """
-    ends = [round(end * num_layers / 18) for end in _ENDS_OF_18]
-    return dict(zip(LEVELS, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+    starts = [min(start, num_layers) for start in _STARTS]
+    return dict(zip(LEVELS, zip(starts, [*starts[1:], num_layers], strict=True), strict=True))
 
 
 def layers_of(levels: str | Sequence[Any], num_layers: int) -> list[int]:
@@ -33,7 +33,7 @@ def layers_of(levels: str | Sequence[Any], num_layers: int) -> list[int]:
     if not isinstance(levels, str | int):
         return sorted({layer for each in levels for layer in layers_of(each, num_layers)})
     spans = {**level_spans(num_layers), "all": (0, num_layers)}
-    if isinstance(levels, str) and levels in spans:
+    if levels in spans:
         return list(range(*spans[levels]))
     first, dash, last = str(levels).partition("-")
     try:

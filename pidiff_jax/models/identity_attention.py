@@ -70,8 +70,5 @@ def identity_attention(
 
 
 def _ratio_of_norms(wanted: Float[Array, "b n d"], found: Float[Array, "b n k e"]) -> Float[Array, "b 1 1 1"]:
-    wanted_norm, norm = (
-        jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True))
-        for x in (wanted, found.reshape(wanted.shape))
-    )
-    return (wanted_norm / jnp.maximum(norm, 1e-12))[..., None].astype(found.dtype)
+    norms = [jnp.linalg.norm(x.astype(jnp.float32).reshape(len(x), -1), axis=1) for x in (wanted, found)]
+    return (norms[0] / jnp.maximum(norms[1], 1e-12)).reshape(-1, 1, 1, 1).astype(found.dtype)

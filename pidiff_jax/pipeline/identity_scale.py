@@ -49,7 +49,7 @@ def identity_schedule(
         factors = np.asarray(over_time, np.float32)
         if factors.ndim != 1 or not len(factors) or not np.isfinite(factors).all():
             raise ValueError(f"expected identity_over_time as a list of finite numbers, got {over_time!r}; correct it")
-        factor = factor * np.interp(np.linspace(0, 1, num_steps), np.linspace(0, 1, len(factors)), factors)
+        factor *= np.interp(np.linspace(0, 1, num_steps), np.linspace(0, 1, len(factors)), factors).astype(np.float32)
     return (factor[:, None] * tokens).astype(np.float32)
 
 

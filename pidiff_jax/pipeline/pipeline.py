@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,47 +19,18 @@ from pidiff_jax.convert.clip_tokenizer import tokenize, words_beyond
 from pidiff_jax.evaluation.report.heat_map import heat_maps
 from pidiff_jax.locations import local_path, optional_path
 from pidiff_jax.paths import flatten
-from pidiff_jax.pipeline.identity_scale import Scale, identity_schedule, picture_mask, region_masks
-from pidiff_jax.pipeline.people import as_pixels, encode_photographs, read_people
-from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash
-from pidiff_jax.ranges import MAX_SEED, check_count, check_number
+from pidiff_jax.pipeline.canvas import Canvas, name_of
+from pidiff_jax.pipeline.identity_scale import identity_schedule, region_masks
+from pidiff_jax.pipeline.people import encode_photographs, read_people
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here
+from pidiff_jax.pipeline.settings import Settings
+from pidiff_jax.ranges import MAX_SEED, check_count
 from pidiff_jax.runs.saved_run import SavedRun, open_run
 from pidiff_jax.sampling.compiled import CompiledSampler, Request, initial_noise
-from pidiff_jax.sampling.generate import Sampling, sampler_for
+from pidiff_jax.sampling.generate import sampler_for
 from pidiff_jax.worlds import Faces
 
 Code = Float[np.ndarray, "l d"]
-# Names that diffusers' pipelines have for what is called otherwise here.
-_OTHERS_NAMES = {
-    "num_inference_steps": "num_steps", "num_images_per_prompt": "num_images", "generator": "seed", "scheduler": "sampler",
-    "ip_adapter_image_embeds": "identity", "ip_adapter_image": "identity", "mask": "mask_image", "steps": "num_steps",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How pictures are drawn, beside whom and what they show; what a recipe keeps. See `Pipeline.__call__`."""
-
-    num_steps: int
-    guidance_scale: float
-    identity_scale: Scale
-    sampler: str = "ddim"
-    eta: float = 0.0
-    guidance_rescale: float = 0.0
-    identity_guidance_scale: float | None = None
-    normalise_identity: bool = False
-    identity_start: float = 0.0
-    identity_end: float = 1.0
-    identity_over_time: tuple[float, ...] | None = None
-    strength: float = 1.0
-    height: int | None = None
-    width: int | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        """What a step reads of them."""
-        names = ("num_steps", "guidance_scale", "guidance_rescale", "sampler", "eta", "identity_guidance_scale")
-        return Sampling(**{name: getattr(self, name) for name in names}, normalise_identity=self.normalise_identity)
 
 
 @dataclass(frozen=True)
@@ -101,7 +72,7 @@ class Pipeline:
         self.run, self.components, self.batch_size = run, run.components, batch_size
         self._encoder_path = wplus_encoder
         self._sampler = CompiledSampler(run.components, run.mesh)
-        self._encode_picture = jax.jit(partial(run.components.vae.apply, method="encode"))
+        self._encode = jax.jit(partial(run.components.vae.apply, method="encode"))
 
     @classmethod
     def from_pretrained(
@@ -132,7 +103,7 @@ class Pipeline:
         """
         from pidiff_jax.compilation_cache import use_compilation_cache
 
-        if compilation_cache is not None or not jax.config.jax_compilation_cache_dir:
+        if compilation_cache is not None or not getattr(jax.config, "jax_compilation_cache_dir", None):
             use_compilation_cache(compilation_cache)
         overrides = {} if base is None else {"base.path": local_path(base, "base")}
         run = open_run(source, step, mesh, overrides)
@@ -174,6 +145,13 @@ class Pipeline:
         """W+ codes by name, of what the commands take as --identity (see `read_people`)."""
         return read_people(identities, self.run.world, self.components.identity_mapper.spec, lambda: self.faces)
 
+    def tokens(self, code: Code) -> Float[np.ndarray, "t d"]:
+        """The identity tokens of a W+ code, which can be drawn in its place; tokens stay as they are."""
+        spec = self.components.identity_mapper.spec
+        if code.shape != (spec.num_layers, spec.wplus_dim):
+            return code
+        return self._sampler.tokens(self.run.params, code[None, None])[0, 0]
+
     def settings(self, **changes: Any) -> Settings:
         """The run's own settings, with changes; None leaves one as it is.
 
@@ -181,15 +159,7 @@ class Pipeline:
             TypeError: there is no such setting; says what it is called here.
         """
         own = self.run.config.sampling
-        settings = Settings(own.num_steps, own.guidance_scale, own.identity_scale)
-        known = asdict(settings)
-        for name in changes:
-            if name not in known:
-                hint = (
-                    f"here it is {_OTHERS_NAMES[name]!r}" if name in _OTHERS_NAMES else f"there are {', '.join(known)}"
-                )
-                raise TypeError(f"expected a setting of the pipeline, got {name!r}; {hint}")
-        return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+        return Settings(own.num_steps, own.guidance_scale, own.identity_scale).changed(changes)
 
     def __call__(
         self,
@@ -234,7 +204,14 @@ class Pipeline:
         chosen = self.settings(**settings)
         if output_type not in ("pil", "np"):
             raise ValueError(f"expected output_type 'pil' or 'np', got {output_type!r}; correct it")
-        jobs = self._jobs(prompt, identity, negative_prompt, seed, num_images, together=regions is not None)
+        jobs = self.jobs(
+            prompt,
+            identity,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            num_images=num_images,
+            together=regions is not None,
+        )
         return self.draw(
             jobs, chosen, image=image, mask_image=mask_image, regions=regions, output_type=output_type,
             show_progress=show_progress,
@@ -258,11 +235,14 @@ class Pipeline:
         """
         size = self._checked_size(settings)
         sampler_for(self.components, settings.sampling)
-        self._check_numbers(settings)
+        settings.check()
         self._warn_of_cut_prompts(jobs, settings)
-        latent_size = tuple(each // self.components.vae.spec.downsampling for each in size)
+        factor = self.components.vae.spec.downsampling
+        latent_size = size[0] // factor, size[1] // factor
         num_people = len(jobs[0].people)
-        canvas = _Canvas.of(image, mask_image, size, self) if image is not None else None
+        canvas = (
+            Canvas.of(image, mask_image, size, self._encode_picture, lambda: self.faces) if image is not None else None
+        )
         if mask_image is not None and image is None:
             raise ValueError("expected a picture to put the drawn part into, got mask_image alone; pass image too")
         masks = None if regions is None else region_masks(regions, size, latent_size)
@@ -302,9 +282,17 @@ class Pipeline:
         images = [_as_pil(each) for each in joined] if output_type == "pil" else joined
         return PipelineOutput(images, joined, np.concatenate(attention), recipes)
 
-    def _jobs(
-        self, prompt: Any, identity: Any, negative_prompt: Any, seed: Any, num_images: int, together: bool
+    def jobs(
+        self,
+        prompt: Any,
+        identity: Any = None,
+        *,
+        negative_prompt: Any = None,
+        seed: Any = 0,
+        num_images: int = 1,
+        together: bool = False,
     ) -> list[Job]:
+        """The single pictures that `__call__` is asked for; together: all people are in each of them."""
         prompts = _texts("prompt", prompt)
         negatives = [None] * len(prompts) if negative_prompt is None else _texts("negative_prompt", negative_prompt)
         negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
@@ -317,7 +305,7 @@ class Pipeline:
             raise ValueError(f"expected num_images={len(seeds)}, as there are seeds, got {num_images}; leave it out")
         for each in seeds:
             check_count("a seed", int(each) if isinstance(each, np.integer) else each, least=0, most=MAX_SEED)
-        people = self._codes(identity)
+        people = self.codes(identity)
         if together:
             if not people:
                 raise ValueError("expected people for the regions, got no identity; pass one for each region")
@@ -328,8 +316,8 @@ class Pipeline:
             groups = [(person,) for person in people]
         else:
             raise ValueError(
-                f"expected one identity, or one for each of {len(prompts)} prompts, got {len(people)}; pair them, or pass regions "
-                "to have all of them in each picture"
+                f"expected one identity, or one for each of {len(prompts)} prompts, got {len(people)}; pair them, or pass "
+                "regions to have all of them in each picture"
             )
         return [
             Job(text, negative, int(each), group)
@@ -337,19 +325,24 @@ class Pipeline:
             for each in seeds
         ]
 
-    def _codes(self, identity: Any) -> list[tuple[str | None, Code]]:
-        """(where it is from, W+ code) of each person."""
+    def codes(self, identity: Any) -> list[tuple[str | None, Code]]:
+        """(where it is from, W+ code) of each person that `__call__` takes as identity.
+
+        Raises:
+            ValueError: codes of another shape, or with numbers that aren't finite.
+        """
         if identity is None:
             return []
         if isinstance(identity, str | Path):
             return [(str(identity), code) for code in self.people(str(identity)).values()]
         spec = self.components.identity_mapper.spec
         if isinstance(identity, list | tuple) and all(isinstance(each, str | Path) for each in identity):
-            return [pair for each in identity for pair in self._codes(each)]
+            return [pair for each in identity for pair in self.codes(each)]
         codes = np.asarray(identity, np.float32)
         if codes.ndim == 2:
             codes = codes[None]
-        if codes.ndim != 3 or codes.shape[1:] != (spec.num_layers, spec.wplus_dim):
+        tokens = (spec.num_tokens, spec.token_dim)
+        if codes.ndim != 3 or codes.shape[1:] not in [(spec.num_layers, spec.wplus_dim), tokens]:
             raise ValueError(
                 f"expected W+ codes of shape ({spec.num_layers}, {spec.wplus_dim}) as identity, got {np.shape(identity)}; make "
                 "one with encode_identity"
@@ -373,13 +366,6 @@ class Pipeline:
                 )
         return height, width
 
-    @staticmethod
-    def _check_numbers(settings: Settings) -> None:
-        check_number("guidance_scale", settings.guidance_scale)
-        check_number("identity_guidance_scale", settings.identity_guidance_scale, none_means="that of the text")
-        check_number("guidance_rescale", settings.guidance_rescale, least=0.0, most=1.0)
-        check_number("strength", settings.strength, above=0.0, most=1.0)
-
     def _warn_of_cut_prompts(self, jobs: Sequence[Job], settings: Settings) -> None:
         for text in dict.fromkeys(each for job in jobs for each in (job.prompt, job.negative_prompt) if each):
             if cut := words_beyond(self.components.tokenizer, text):
@@ -390,6 +376,11 @@ class Pipeline:
         if settings.sampling.passes == 1 and any(job.negative_prompt for job in jobs):
             warnings.warn("a negative_prompt does nothing with guidance_scale=1", UserWarning, stacklevel=4)
 
+    def _encode_picture(self, pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w c"]:
+        """Scaled latents of a picture in [0, 1]: the mean of the posterior."""
+        mean, _ = self._encode({"params": self.run.params["vae"]}, pixels[None] * 2.0 - 1.0)
+        return np.asarray(mean)[0] * self.components.vae.spec.scaling_factor
+
     def _schedule(self, settings: Settings, num_people: int) -> Float[np.ndarray, "n 1 pt"] | None:
         """None where nobody is drawn: then the pictures are the base's, bit for bit."""
         spec = self.components.identity_mapper.spec
@@ -399,7 +390,7 @@ class Pipeline:
         )  # fmt: skip
         return np.tile(schedule, (1, num_people))[:, None] if num_people and schedule.any() else None
 
-    def _first_step(self, settings: Settings, canvas: "_Canvas | None") -> int:
+    def _first_step(self, settings: Settings, canvas: "Canvas | None") -> int:
         if canvas is None:
             if settings.strength != 1.0:
                 raise ValueError(
@@ -417,26 +408,26 @@ class Pipeline:
         self,
         jobs: Sequence[Job],
         settings: Settings,
-        latent_size: tuple[int, ...],
+        latent_size: tuple[int, int],
         schedule: Float[np.ndarray, "n 1 pt"] | None,
         masks: Float[np.ndarray, "p h w"] | None,
-        canvas: "_Canvas | None",
+        canvas: "Canvas | None",
         first_step: int,
     ) -> Request:
-        tokenizer, params = self.components.tokenizer, self.run.params
+        tokenizer = self.components.tokenizer
         negatives = None
         if settings.sampling.passes > 1 and any(job.negative_prompt for job in jobs):
             negatives = tokenize(tokenizer, [job.negative_prompt or "" for job in jobs])
         tokens = regions = None
         if schedule is not None:
-            tokens = self._sampler.tokens(params, np.stack([[code for _, code in job.people] for job in jobs]))
+            tokens = np.stack([[self.tokens(code) for _, code in job.people] for job in jobs])
             if masks is not None:
                 regions = np.repeat(np.moveaxis(masks, 0, -1), tokens.shape[2], axis=-1)[None]
         seeds = np.array([job.seed for job in jobs], np.uint32)
         repeat = lambda x: np.repeat(x[None], len(jobs), 0)  # noqa: E731
         return Request(
             text_ids=tokenize(tokenizer, [job.prompt for job in jobs]),
-            noise=initial_noise(seeds, (*latent_size, self.components.unet.spec.in_channels)),
+            noise=initial_noise(seeds, (latent_size[0], latent_size[1], self.components.unet.spec.in_channels)),
             tokens=tokens,
             schedule=schedule,
             regions=regions,
@@ -451,7 +442,7 @@ class Pipeline:
         self,
         job: Job,
         settings: Settings,
-        canvas: "_Canvas | None",
+        canvas: "Canvas | None",
         regions: Sequence[Any] | None,
         place: tuple[int, int],
     ) -> Recipe:
@@ -474,48 +465,6 @@ class Pipeline:
         )
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """A picture that is changed: its pixels in [0, 1], scaled latents, and where it is drawn anew."""
-
-    pixels: Float[np.ndarray, "h w 3"]
-    latents: Float[np.ndarray, "_h _w c"]
-    mask: Float[np.ndarray, "h w"] | None
-    latent_mask: Float[np.ndarray, "_h _w 1"] | None
-    source: dict[str, Any]
-
-    @classmethod
-    def of(cls, image: Any, mask: Any, size: tuple[int, int], pipeline: Pipeline) -> "_Canvas":
-        original = as_pixels(image)
-        if original.shape[0] * size[1] != original.shape[1] * size[0]:
-            raise ValueError(
-                f"expected image with the proportions of what is drawn, {size[1]} x {size[0]}, got {original.shape[1]} x "
-                f"{original.shape[0]} pixels; cut it, or set height and width"
-            )
-        pixels = np.array(Image.fromarray(original).resize(size[::-1], Image.Resampling.LANCZOS), np.float32) / 255.0
-        vae, params = pipeline.components.vae, pipeline.run.params
-        mean, _ = pipeline._encode_picture({"params": params["vae"]}, pixels[None] * 2.0 - 1.0)
-        latents = np.asarray(mean)[0] * vae.spec.scaling_factor
-        source = {"image": _named(image), "image_sha256": pixels_hash(original)}
-        if mask is None:
-            return cls(pixels, latents, None, None, source)
-        if isinstance(mask, str) and mask == "face":
-            shares = np.asarray(pipeline.faces.mask(np.rint(pixels * 255).astype(np.uint8)), np.float32)
-        else:
-            shares = picture_mask(mask, size)
-        rows, columns = latents.shape[:2]
-        blocks = shares.reshape(rows, size[0] // rows, columns, size[1] // columns)
-        source |= {"mask_image": _named(mask), "mask_sha256": pixels_hash(np.rint(shares * 255).astype(np.uint8))}
-        return cls(pixels, latents, shares, (blocks.max((1, 3)) > 0).astype(np.float32)[..., None], source)
-
-    def paste(self, drawn: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:
-        """What was drawn, inside of the mask; outside, the picture as it was."""
-        if self.mask is None:
-            return drawn
-        share = self.mask[None, ..., None]
-        return share * drawn + (1.0 - share) * self.pixels[None]
-
-
 def _texts(name: str, texts: Any) -> list[str]:
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed or (wrong := [each for each in listed if not isinstance(each, str)]):
@@ -527,12 +476,8 @@ def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
 
 
-def _named(picture: Any) -> str | None:
-    return str(picture) if isinstance(picture, str | Path) else None
-
-
 def _plain(regions: Sequence[Any] | None) -> list[Any] | None:
     """Boxes as lists, files by their names; masks in memory leave no trace but that they were there."""
     if regions is None:
         return None
-    return [[float(x) for x in each] if np.ndim(each) == 1 else _named(each) for each in regions]
+    return [[float(x) for x in each] if np.ndim(each) == 1 else name_of(each) for each in regions]

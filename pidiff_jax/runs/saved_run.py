@@ -4,31 +4,24 @@ import difflib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from pidiff_jax.checkpoint.parameters import load_parameters
-from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
-from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.locations import local_path
 from pidiff_jax.optim.rules import merge, split
 from pidiff_jax.paths import flatten, listing
-from pidiff_jax.ranges import MAX_SEED, check_count, check_number
 from pidiff_jax.runs.adapter_file import read_adapter, read_adapter_config
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG, read_json
 from pidiff_jax.runs.history import Report, read_history, seconds_spent
-from pidiff_jax.sampling.compiled import CompiledSampler
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.sharding.rules import place, replicated, shardings_of
@@ -58,62 +51,6 @@ class SavedRun:
     trained: frozenset[str]
     facts: Mapping[str, Any]
 
-    def draw(
-        self,
-        wplus: ArrayLike | Sequence[Any],
-        texts: Sequence[str],
-        *,
-        seed: int = 0,
-        identity_scale: float | None = None,
-    ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n _h _w"]]:
-        """Draws one picture for each pair of a W+ code and a text, as `config.sampling` says.
-
-        The first call for a number of pictures compiles.
-
-        Args:
-            wplus: identity codes (codes, l, d), an array or lists; one code serves all texts.
-            texts: prompts; one prompt serves all codes.
-            seed: of the noise; the i-th picture of a seed always begins with the same.
-            identity_scale: strength of the identity; 0 draws what the base draws, None takes the config's.
-
-        Returns:
-            Pixels in [0, 1], and where the identity attended (see `sampling.generate`).
-
-        Raises:
-            ValueError: numbers of codes and texts that make no pairs, codes of another shape, or a seed or scale that is none.
-        """
-        if isinstance(texts, str):
-            raise ValueError(f"expected a list of texts, got the text {texts!r}; write [{texts!r}]")
-        if wrong := [text for text in list[Any](texts) if not isinstance(text, str)]:
-            raise ValueError(f"expected texts, got {wrong[0]!r} among them; correct it")
-        check_count("a seed", seed, least=0, most=MAX_SEED)
-        if identity_scale is not None:
-            check_number("an identity_scale", identity_scale)
-        mapper = self.components.identity_mapper.spec
-        wplus = np.asarray(wplus, np.float32)
-        if wplus.ndim != 3 or wplus.shape[1:] != (mapper.num_layers, mapper.wplus_dim):
-            raise ValueError(
-                f"expected W+ codes of shape (b, {mapper.num_layers}, {mapper.wplus_dim}), got {wplus.shape}; one code is "
-                "wplus[None]"
-            )
-        count = max(len(wplus), len(texts))
-        if {len(wplus), len(texts)} - {1, count} or not count:
-            raise ValueError(
-                f"expected as many texts as W+ codes, or one of either, got {len(texts)} and {len(wplus)}; pair them"
-            )
-        scale = self.config.sampling.identity_scale if identity_scale is None else identity_scale
-        text_ids = np.broadcast_to(ids := tokenize(self.components.tokenizer, texts), (count, ids.shape[1]))
-        noise = draw_noise(seed, np.array([(index, 0, 0) for index in range(count)]), self.components.noise_shape)
-        generate = self._sampler.with_parameters(self.params)
-        codes = np.broadcast_to(wplus, (count, *wplus.shape[1:]))
-        pixels, attention = generate(codes, text_ids, noise, float(scale))
-        return np.asarray(pixels), np.asarray(attention)
-
-    @cached_property
-    def _sampler(self) -> CompiledSampler:
-        sampling = checked_sampling(self.config.sampling, self.components)
-        return CompiledSampler(self.components, sampling, self.mesh)
-
     def evaluator(self, settings: EvaluationSettings) -> Evaluator:
         """What draws and scores this run."""
         preview_people = partial(self.world.preview_people, self.components)
@@ -136,8 +73,8 @@ def open_run(
 
     Example:
         >>> run = open_run("runs/quickstart")
-        >>> people = run.world.held_out("test").people(4)
-        >>> pixels, _ = run.draw(people.wplus, ["a person in a red shirt before a blue striped wall"], seed=2)
+        >>> run.facts["num_steps"], run.components.identity_mapper.spec.num_tokens
+        (1500, 40)
 
     Raises:
         FileNotFoundError: there is no run, or its base is no longer where it was.

@@ -1,4 +1,4 @@
-"""Drawing with changing parameters and requests: compiled once for each shape, then used for every preview, score and sample."""
+"""Drawing with changing parameters and requests: compiled once for each shape, for every preview, score and sample."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -98,16 +98,15 @@ class CompiledSampler:
         """
         r, passes = request, sampling.passes
         sampler = sampler_for(self.components, sampling, r.first_step)
-        noise, known, redraw = self._shared(r.noise), self._shared(r.known), self._shared(r.redraw)
+        noise, known, redraw = self._share(r.noise), self._shared(r.known), self._shared(r.redraw)
         with self._on_mesh():
             conditions = self._conditions(
-                params, self._shared(r.text_ids), self._shared(r.tokens), self._shared(r.negative_ids),
+                params, self._share(r.text_ids), self._shared(r.tokens), self._shared(r.negative_ids),
                 latents_shape=r.noise.shape, passes=passes,
             )  # fmt: skip
             state = sampler.begin(sampler.start(noise, known))
-            heat = self._shared(
-                np.zeros((len(r.noise), 1 if r.tokens is None else r.tokens.shape[1], *r.noise.shape[1:3]), np.float32)
-            )
+            num_people = 1 if r.tokens is None else r.tokens.shape[1]
+            heat = self._share(np.zeros((len(r.noise), num_people, *r.noise.shape[1:3]), np.float32))
             steps = jax.tree.map(np.asarray, sampler.steps)
             schedule = np.ones((sampling.num_steps, 1, 1), np.float32) if r.schedule is None else r.schedule
             length = 1 if on_step else sampler.num_steps
@@ -164,6 +163,7 @@ class CompiledSampler:
             )  # fmt: skip
 
         def hold(latents: Array, level: Level) -> Array:
+            assert redraw is not None and known is not None
             return jnp.where(redraw > 0, latents, level.signal * known + level.noise * noise)
 
         keys = None if seeds is None else jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
@@ -171,9 +171,12 @@ class CompiledSampler:
         state, maps = advance(denoise, state, steps, method, keys=keys, constrain=constrain, has_aux=True)
         return state, heat + maps.sum(0)
 
-    def _shared(self, array: np.ndarray | None) -> Array | None:
+    def _share(self, array: np.ndarray) -> Array:
         # Host arrays are the same in every process; arrays that lie on one device would not fit the mesh.
-        return None if array is None else scatter(np.asarray(array), self.mesh)
+        return scatter(np.asarray(array), self.mesh)
+
+    def _shared(self, array: np.ndarray | None) -> Array | None:
+        return None if array is None else self._share(array)
 
     @contextlib.contextmanager
     def _on_mesh(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ def generate_latents(
     """
     c = components
     sampler, passes = sampler_for(c, sampling), sampling.passes
-    tokens, scale = None, 1.0
+    tokens, scale = None, jnp.ones(())
     if wplus is not None:
         people = wplus if wplus.ndim == 4 else wplus[:, None]
         tokens = map_people(c, params, people)

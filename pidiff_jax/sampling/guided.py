@@ -84,7 +84,7 @@ def predict(
     guidance: Guidance,
     latents: Float[Array, "b h w c"],
     timestep: ArrayLike,
-    identity_scale: ArrayLike = 1.0,
+    identity_scale: Array | float = 1.0,
     *,
     passes: Passes = 2,
     normalise_identity: bool = False,
@@ -114,9 +114,9 @@ def predict(
     if passes == 1:
         return output, heat
     if passes == 2:
-        guided = classifier_free(*parts, guidance.scale)
+        guided = classifier_free(parts[0], parts[1], guidance.scale)
     else:
-        guided = with_identity_apart(*parts, guidance.scale, guidance.identity)
+        guided = with_identity_apart(parts[0], parts[1], parts[2], guidance.scale, guidance.identity)
     return rescale_guidance(guided, parts[-1], guidance.rescale), heat
 
 

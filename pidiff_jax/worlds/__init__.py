@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pidiff_jax.worlds.world import Faces, World
+from pidiff_jax.worlds.world import Faces, KnownCodes, World
 
-__all__ = ["Faces", "World", "open_world"]
+__all__ = ["Faces", "KnownCodes", "World", "open_world"]
 
 NAMES = ("photographs", "portraits")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,6 +11,17 @@ from data_pipeline.schema import RecordSpec
 from pidiff_jax.evaluation.subjects import DecodeFn, HeldOut, PreviewPeople
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
+
+
+class KnownCodes(NamedTuple):
+    """W+ codes of people that trainings see, and numbers that are known of them.
+
+    labels: one column for each of `names`; none where nothing is known.
+    """
+
+    wplus: Float[np.ndarray, "n l d"]
+    labels: Float[np.ndarray, "n a"]
+    names: tuple[str, ...]
 
 
 class Faces(Protocol):
@@ -86,6 +97,13 @@ class World(Protocol):
 
         Raises:
             FileNotFoundError, ValueError: there is no encoder; says what to pass.
+        """
+
+    def known_codes(self, count: int) -> KnownCodes:
+        """The first codes of the training data, as many as there are up to `count`.
+
+        Raises:
+            ValueError, FileNotFoundError: there are none.
         """
 
     def render_codes(self, wplus: Float[np.ndarray, "b l d"]) -> Float[np.ndarray, "b h w 3"] | None:

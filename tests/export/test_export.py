@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 
 from data_pipeline.records import write_records
 from launch.export import _FORMATS
+from pidiff_jax.convert.clip_tokenizer import tokenize
 from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetensors
 from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.export.export import DTYPES, FORMATS, export_run
 from pidiff_jax.export.ip_adapter import IPAdapterFormat
 from pidiff_jax.paths import flatten
+from pidiff_jax.runs.build import checked_sampling
 from pidiff_jax.runs.saved_run import open_run
+from pidiff_jax.sampling.compiled import CompiledSampler
 from pidiff_jax.worlds.portraits.world import PortraitsWorld
 from tests.data_pipeline.made_up_records import make_record
 from tests.export.tiny_run import FORMS, make_run
@@ -94,14 +97,16 @@ def test_plain_diffusers_draws_a_run_at_every_scale_of_the_identity(runs, tmp_pa
     person = load_file(tmp_path / "adapter/people.safetensors")["test_0"]
     run, text = open_run(workdir), "a person in a red shirt"
     noise = np.asarray(draw_noise(0, np.array([(0, 0, 0)]), run.components.noise_shape))
-    drawn = {}
+    sampling = checked_sampling(run.config.sampling, run.components)
+    generate = CompiledSampler(run.components, run.mesh).with_parameters(run.params, sampling)
+    drawn, ids = {}, tokenize(run.components.tokenizer, [text])
     for scale in (0.0, 0.5, 1.0):
         pipe.set_ip_adapter_scale(scale)
         theirs = pipe(
             text, num_inference_steps=20, guidance_scale=2.5, output_type="np", ip_adapter_image_embeds=[person],
             latents=torch.from_numpy(noise.transpose(0, 3, 1, 2).copy()),
         ).images  # fmt: skip
-        drawn[scale], _ = run.draw(run.world.held_out("test").people(1).wplus, [text], identity_scale=scale)
+        drawn[scale] = np.asarray(generate(run.world.held_out("test").people(1).wplus, ids, noise, scale)[0])
         np.testing.assert_allclose(theirs, drawn[scale], rtol=0, atol=1e-3)
     assert all(np.abs(drawn[scale] - drawn[0.0]).max() > 0.01 for scale in (0.5, 1.0))
 

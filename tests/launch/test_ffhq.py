@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from data_pipeline.prepare.networks import load_encoders
 from experiments import ffhq
 from pidiff_jax.convert.clip_tokenizer import load_tokenizer, word_vocabulary, write_tokenizer
+from pidiff_jax.pipeline.pipeline import Pipeline
 from pidiff_jax.runs.saved_run import open_run
 from pidiff_jax.runs.training import build_parts
 from pidiff_jax.sharding.mesh import make_mesh
@@ -122,13 +123,11 @@ def test_it_trains_saves_and_after_an_interruption_goes_on_as_if_there_had_been_
 
     opened = open_run(run, mesh=make_mesh(devices=jax.devices()[:1]))
     assert opened.facts["num_steps"] == 4 and opened.facts["seconds_training"] > 0
-    pixels, attention = opened.draw(np.ones((1, 18, 512), np.float32), ["a photo", "a person"], seed=2)
-    assert pixels.shape == (2, 64, 64, 3) and 0 <= pixels.min() <= pixels.max() <= 1 and pixels.std() > 0
-    np.testing.assert_allclose(attention.sum((1, 2)), 1.0, rtol=1e-3)
-    with pytest.raises(ValueError, match="expected as many texts as W\\+ codes, or one of either, got 2 and 3"):
-        opened.draw(np.ones((3, 18, 512), np.float32), ["a photo", "a person"])
-    with pytest.raises(ValueError, match="expected a list of texts, got the text 'a photo'"):
-        opened.draw(np.ones((1, 18, 512), np.float32), "a photo")
+    output = Pipeline(opened)(
+        ["a photo", "a person"], np.ones((18, 512)), seed=2, output_type="np", show_progress=False
+    )
+    assert output.images.shape == (2, 64, 64, 3) and output.images.std() > 0
+    np.testing.assert_allclose(output.attention.sum((1, 2, 3)), 1.0, rtol=1e-3)
     for options, message in (
         ({"step": 3}, "the checkpoint of step 3"),
         ({"overrides": {"sampling.nun_steps": 3}}, "got 'sampling.nun_steps'; did you mean 'sampling.num_steps'?"),

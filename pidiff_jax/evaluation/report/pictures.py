@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
+from pidiff_jax.evaluation.report.labelled_grid import wrap_text
 from pidiff_jax.locations import local_path
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -45,7 +46,7 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
     """
     num_prompts = len(grid.prompts)
     left = _column_positions(num_prompts, cell_px)
-    prompt_lines = [_wrap(text, _font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
+    prompt_lines = [wrap_text(text, _font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
     heat, strongest = heat_maps(
         np.stack([_enlarged(p, cell_px) for p in grid.with_identity[:, 0]]), grid.attention[:, 0]
     )
@@ -149,17 +150,6 @@ def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
     picture = Image.fromarray(_bytes(pixels))
     larger = picture.width > cell_px
     return picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS if larger else Image.Resampling.BICUBIC)
-
-
-def _wrap(text: str, font: Font, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def _font(size: int) -> Font:

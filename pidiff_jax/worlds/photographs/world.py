@@ -25,6 +25,7 @@ from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import Experiment, Sources
 from pidiff_jax.worlds.photographs.faces import PhotographFaces
+from pidiff_jax.worlds.world import KnownCodes
 
 
 class PhotographsWorld:
@@ -123,6 +124,12 @@ class PhotographsWorld:
                 "wplus_encoder (--wplus_encoder)"
             )
         return PhotographFaces(encoder, *self.wplus_size)
+
+    def known_codes(self, count: int) -> KnownCodes:
+        """Of the training records, without labels; see `World.known_codes`."""
+        source = self._records("train")
+        codes = np.stack([source[index]["wplus"] for index in range(min(count, len(source)))])
+        return KnownCodes(codes, np.zeros((len(codes), 0)), ())
 
     def render_codes(self, wplus: np.ndarray) -> None:
         """No StyleGAN2 is at hand; see `World.render_codes`."""

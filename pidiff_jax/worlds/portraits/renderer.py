@@ -131,6 +131,12 @@ def draw_identity(
     return _in_chunks(_draw_identity_batch, (identity, person_id, picture_id), view, chunk)
 
 
+def poses(person_id: np.ndarray, picture_id: np.ndarray, view: View) -> Pose:
+    """What `draw` gives the pictures beside identity and scene: a `Pose` of numpy arrays (n,), its centre (n, 2)."""
+    one = lambda person, picture: _sample_pose(_keys(person, picture, view)[0], view)  # noqa: E731
+    return jax.tree.map(np.asarray, jax.vmap(one)(person_id, picture_id))
+
+
 def _in_chunks(function: Callable[..., Picture], arrays: Sequence[np.ndarray], view: View, chunk: int) -> Picture:
     if view not in ("aligned", "wild"):
         raise ValueError(f"expected view 'aligned' or 'wild', got {view!r}")
@@ -150,12 +156,17 @@ def _draw_identity_batch(identity, person_id, picture_id, view):
 def _draw_one(
     identity: Float[Array, "p"], person_id: Int[Array, ""], picture_id: Int[Array, ""], view: View
 ) -> Picture:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(WORLD_SEED + 1), person_id), picture_id)
-    key_pose, key_scene, key_layout = jax.random.split(jax.random.fold_in(key, 0 if view == "aligned" else 1), 3)
+    key_pose, key_scene, key_layout = _keys(person_id, picture_id, view)
     pose = _sample_pose(key_pose, view)
     scene = _sample_scene(key_scene)
     pixels, head_mask, landmarks = paint_portrait(Face(*identity), pose, scene, key_layout, view)
     return Picture(pixels, head_mask, landmarks, scene)
+
+
+def _keys(person_id: Int[Array, ""], picture_id: Int[Array, ""], view: View) -> Key[Array, "3"]:
+    """Of a picture's pose, scene and layout."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(WORLD_SEED + 1), person_id), picture_id)
+    return jax.random.split(jax.random.fold_in(key, 0 if view == "aligned" else 1), 3)
 
 
 def _sample_pose(key: Key[Array, ""], view: View) -> Pose:

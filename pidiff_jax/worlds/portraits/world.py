@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.schema import RecordSpec, validate_record
@@ -26,8 +27,11 @@ from pidiff_jax.worlds.portraits.sources import (
     encode_latents,
     identity_source,
     load_wplus_encoder,
+    pictures,
+    wplus_codes,
 )
 from pidiff_jax.worlds.portraits.weight_files import check_weights, load_weights
+from pidiff_jax.worlds.world import KnownCodes
 
 MIN_VALIDATION_PEOPLE = 64
 OpenFns = Mapping[str, Callable[[], Source]]
@@ -131,6 +135,16 @@ class PortraitsWorld:
                 f"expected no W+ encoder for the embedded world, which has its own, got {encoder}; leave it out"
             )
         return PortraitFaces()
+
+    def known_codes(self, count: int) -> KnownCodes:
+        """Of rendered people: what their faces were drawn from, and their expression; see `World.known_codes`."""
+        people, numbers = renderer.person_ids("train", count), np.zeros(count, np.int32)
+        codes = wplus_codes(load_wplus_encoder(), pictures("train", count, 1, "aligned")["pixels"])
+        identity = np.asarray(jax.vmap(renderer.identity_parameters)(jnp.asarray(people)))
+        pose = renderer.poses(people, numbers, "aligned")
+        expression = {name: getattr(pose, name) for name in ("smile", "mouth_open", "brow_raise", "gaze", "yaw")}
+        labels = np.concatenate([identity, np.stack(list(expression.values()), 1)], axis=1)
+        return KnownCodes(codes, labels, (*renderer.Face._fields, *expression))
 
     def render_codes(self, wplus: np.ndarray) -> np.ndarray:
         """By the shipped synthesis network; see `World.render_codes`."""

@@ -1,0 +1,78 @@
+"""A table of pictures with names on its rows and columns, and small pictures in the corners of the cells."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
+_MARGIN, _GAP, _TEXT = 20, 6, 15
+
+
+def labelled_grid(
+    cells: Sequence[Sequence[Any]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    insets: Sequence[Sequence[Any]] | None = None,
+    cell_px: int = 160,
+) -> Image.Image:
+    """Draws the table.
+
+    Args:
+        cells: pixels (h, w, 3) in [0, 1], row by row; None leaves one empty.
+        rows, columns: their names.
+        insets: pictures for the lower right corners of the cells, like `cells`.
+        cell_px: height of a cell; its width follows from the first picture.
+    """
+    font, heading = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
+    first = next(cell for row in cells for cell in row if cell is not None)
+    width = round(cell_px * first.shape[1] / first.shape[0])
+    left = _MARGIN + max((round(font.getlength(line)) for row in rows for line in row.split("\n")), default=0) + 10
+    lines = [wrap_text(name, font, width) for name in columns]
+    top = _MARGIN + (34 if title else 0) + max(map(len, lines)) * (_TEXT + 4) + 6
+    size = (
+        max(left + len(columns) * (width + _GAP) + _MARGIN, 2 * _MARGIN + round(heading.getlength(title))),
+        top + len(rows) * (cell_px + _GAP) + _MARGIN,
+    )
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, _MARGIN - 4), title, _INK, heading)
+    for column, words in enumerate(lines):
+        x = left + column * (width + _GAP) + width / 2
+        for number, line in enumerate(words):
+            draw.text((x, top - 6 - (len(words) - number) * (_TEXT + 4)), line, _FAINT, font, anchor="mt")
+    for row, name in enumerate(rows):
+        y = top + row * (cell_px + _GAP)
+        draw.multiline_text((left - 10, y + cell_px / 2), name, _FAINT, font, anchor="rm", align="right")
+        for column, cell in enumerate(cells[row]):
+            corner = (left + column * (width + _GAP), y)
+            if cell is None:
+                continue
+            canvas.paste(_picture(cell, (width, cell_px)), corner)
+            inset = None if insets is None else insets[row][column]
+            if inset is not None:
+                small = _picture(inset, (cell_px // 3,) * 2)
+                place = (corner[0] + width - small.width, corner[1] + cell_px - small.height)
+                canvas.paste(_BACKGROUND, (place[0] - 2, place[1] - 2, place[0] + small.width, place[1] + small.height))
+                canvas.paste(small, place)
+    return canvas
+
+
+def _picture(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    picture = Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+    return picture.resize(size, Image.Resampling.LANCZOS if picture.width > size[0] else Image.Resampling.BICUBIC)
+
+
+def wrap_text(text: str, font: Any, width: int) -> list[str]:
+    """Lines of whole words, as long as they fit into a width in pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

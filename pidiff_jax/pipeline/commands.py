@@ -1,0 +1,233 @@
+"""What the commands that draw have in common: a run is opened, and pictures are written with their recipes."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pidiff_jax.convert.files import read_tensors, write_safetensors
+from pidiff_jax.locations import local_path
+from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, read_recipe, save_picture
+from pidiff_jax.pipeline.settings import Settings
+
+ATTENTION, IDENTITIES = "attention", "identities.safetensors"
+_BOX = re.compile(r"[\d.]+(,[\d.]+){3}")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Which run is opened, and how; see `Pipeline.from_pretrained`."""
+
+    workdir: Path | None
+    base: Path | None = None
+    wplus_encoder: Path | None = None
+    step: int | None = None
+    batch_size: int = 4
+
+    def pipeline(self, recorded: Mapping[str, Any] | None = None) -> Pipeline:
+        """The pipeline; recorded: a recipe's run, for what isn't given here.
+
+        Raises:
+            ValueError: no run is named.
+        """
+        own = recorded or {}
+        if self.workdir is None and "folder" not in own:
+            raise ValueError("expected --workdir, the folder of a run or an adapter file, got none; name it")
+        return Pipeline.from_pretrained(
+            self.workdir or local_path(own["folder"], "the recipe's run"),
+            self.base,
+            wplus_encoder=self.wplus_encoder,
+            step=own.get("step") if self.step is None else self.step,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where and how files are written. mark: see `save_picture`."""
+
+    folder: Path
+    overwrite: bool = False
+    mark: bool = True
+
+
+@dataclass(frozen=True)
+class Order:
+    """What launch.sample is asked for. settings: of `Pipeline.__call__`, identity_scale as a text."""
+
+    prompts: Sequence[str]
+    identities: Sequence[str]
+    regions: Sequence[str]
+    image: Path | None
+    mask_image: str | None
+    negative_prompt: str | None
+    seed: int
+    num_images: int
+    settings: Mapping[str, Any]
+
+
+def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str]:
+    """Every person in every prompt; writes, and yields a line on each file.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: it can't be done; before anything is drawn.
+    """
+    if not order.prompts:
+        raise ValueError("expected a --prompt or --from-recipe, got neither; say what to draw")
+    if order.regions and len(order.regions) != len(order.identities):
+        raise ValueError(
+            f"expected a --region for each --identity, got {len(order.regions)} and {len(order.identities)}; pair them"
+        )
+    if order.image is not None and not order.image.is_file():
+        raise FileNotFoundError(f"expected a picture at --image={order.image}, found none; check the path")
+    claim_folder(writing)
+    pipeline = opening.pipeline()
+    settings = pipeline.settings(**parsed_settings(order.settings))
+    regions = [_region(text) for text in order.regions] or None
+    people = pipeline.codes(list(order.identities))
+    groups = [people] if regions else [[person] for person in people] or [[]]
+    texts = pipeline.jobs(
+        order.prompts, negative_prompt=order.negative_prompt, seed=order.seed, num_images=order.num_images
+    )
+    jobs = [replace(job, people=tuple(group)) for group in groups for job in texts]
+    output = pipeline.draw(jobs, settings, image=order.image, mask_image=order.mask_image, regions=regions)
+    yield from write_pictures(writing, output, jobs)
+
+
+def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> Iterator[str]:
+    """The picture of a recipe once more; like `draw_order`.
+
+    order: must ask for nothing; the recipe has it all.
+    """
+    if order.prompts or order.identities or order.settings or order.regions or order.image:
+        raise ValueError(
+            "expected --from-recipe alone, got more about the picture; the recipe has it all, leave it out"
+        )
+    claim_folder(writing)
+    recipe = read_recipe(path)
+    pipeline = opening.pipeline(recipe.run)
+    output = draw_recipe(pipeline, recipe, path)
+    yield from _differences(pipeline, recipe)
+    yield from write_pictures(writing, output)
+
+
+def parsed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as the command line has them, for `Pipeline.settings`."""
+    scale = settings.get("identity_scale")
+    return {**settings, **({} if scale is None else {"identity_scale": parse_scale(scale)})}
+
+
+def parse_scale(text: str) -> Any:
+    """identity_scale as it is written on the command line: a number, or coarse=1,fine=0.5.
+
+    Raises:
+        ValueError: neither.
+    """
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.partition("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, _, value in pairs}
+    except ValueError:
+        raise ValueError(
+            f"expected --identity_scale as a number, or as coarse=1,middle=1,fine=0.5, got {text!r}; correct it"
+        ) from None
+
+
+def claim_folder(writing: Writing) -> None:
+    """Makes the folder.
+
+    Raises:
+        FileExistsError: it holds something, and nobody said that it may be written over.
+        ValueError: it can't be made.
+    """
+    folder = writing.folder
+    if folder.is_dir() and any(folder.iterdir()) and not writing.overwrite:
+        raise FileExistsError(
+            f"expected an empty or new folder as --output, got {folder} with files; choose another, or pass --overwrite"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder to write to at --output={folder}, got: {error.strerror}; choose another"
+        ) from error
+
+
+def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutput:
+    """Draws a picture again. Codes are looked for beside it, then where the recipe says.
+
+    Raises:
+        ValueError: a person, or a picture that was changed, isn't there any more, or is another one.
+    """
+    people = tuple((each["source"], _code(pipeline, each, path.parent)) for each in recipe.people)
+    job = Job(recipe.prompt, recipe.negative_prompt, recipe.seed, people)
+    image = recipe.image or {}
+    output = pipeline.draw(
+        [job],
+        Settings.from_json(recipe.settings),
+        image=image.get("image"),
+        mask_image=image.get("mask_image"),
+        regions=recipe.regions,
+        place=(recipe.place[0], recipe.place[1]),
+    )
+    found = output.recipes[0].image or {}
+    if changed := [name for name, value in image.items() if found.get(name) != value]:
+        raise ValueError(
+            f"expected the same {changed[0]} as the recipe has, got another; the picture or mask has changed"
+        )
+    return output
+
+
+def _code(pipeline: Pipeline, person: Mapping[str, Any], folder: Path) -> np.ndarray:
+    kept = folder / IDENTITIES
+    codes = list(read_tensors(kept, np.float32).values()) if kept.is_file() else []
+    if person["source"] is not None and not any(code_hash(code) == person["sha256"] for code in codes):
+        codes = list(pipeline.people(person["source"]).values())
+    for code in codes:
+        if code_hash(code) == person["sha256"]:
+            return code
+    where = f"{kept} or {person['source']}" if person["source"] else str(kept)
+    raise ValueError(
+        f"expected the W+ code of the recipe's person in {where}, found none with its hash; bring the file back"
+    )
+
+
+def _region(text: str) -> Any:
+    return tuple(float(x) for x in text.split(",")) if _BOX.fullmatch(text) else str(local_path(text, "--region"))
+
+
+def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:
+    """What keeps a picture from being the same bit for bit."""
+    here = devices_here(pipeline.run.mesh)
+    if pipeline.fingerprints != recipe.run["fingerprints"]:
+        yield "warning: the run has other weights than the recipe's; the picture is another one"
+    elif here != recipe.devices:
+        yield f"warning: drawn on {here}, not on {recipe.devices}; the picture may differ in its last bits"
+
+
+def write_pictures(writing: Writing, output: PipelineOutput, jobs: Sequence[Job] = ()) -> Iterator[str]:
+    """Writes pictures with recipes, heat maps, and the codes of the jobs; yields a line on each."""
+    folder, heat_folder = writing.folder, writing.folder / ATTENTION
+    for index, (image, recipe) in enumerate(zip(output.images, output.recipes, strict=True)):
+        path = folder / f"{index:04d}.png"
+        save_picture(path, image, recipe, mark=writing.mark)
+        yield f"{path}: {recipe.prompt!r}, seed {recipe.seed}" + "".join(f", {p['source']}" for p in recipe.people)
+    if output.attention.any():
+        heat_folder.mkdir(exist_ok=True)
+        for index, overlay in enumerate(output.overlays()):
+            note = {"attention_of": f"{index:04d}.png"}
+            save_picture(heat_folder / f"{index:04d}.png", overlay, None, mark=writing.mark, note=note)
+        yield f"{heat_folder}: where the identity acts"
+    codes = {code_hash(code): code for job in jobs for _, code in job.people}
+    if codes:
+        kept = folder / IDENTITIES
+        if kept.is_file():  # of pictures that are written over, or stay
+            codes = {**read_tensors(kept, np.float32), **codes}
+            kept.unlink()
+        write_safetensors(kept, codes)
+        yield f"{kept}: the W+ codes, for --from-recipe; they are faces, keep them as such"

@@ -1,0 +1,143 @@
+"""What launch.directions does: directions found in the codes of a world or of records, written with a picture of each."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from data_pipeline.records import open_records
+from pidiff_jax.checkpoint.atomic_file import write_atomically
+from pidiff_jax.convert.files import write_safetensors
+from pidiff_jax.editing.directions import Found, from_components, from_labels, move
+from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
+from pidiff_jax.pipeline.commands import Opening, Writing, claim_folder
+from pidiff_jax.pipeline.pipeline import Pipeline
+from pidiff_jax.pipeline.recipe import Job, save_picture
+from pidiff_jax.ranges import check_count
+from pidiff_jax.worlds import KnownCodes
+
+DIRECTIONS = "directions"
+_LEAST_SURENESS = 0.2
+_STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What launch.directions is asked for; see there."""
+
+    records: Path | None
+    labels: Path | None
+    method: str | None
+    num_codes: int
+    num_components: int
+    prompt: str
+
+
+def find_directions(opening: Opening, writing: Writing, search: Search) -> Iterator[str]:
+    """Finds, writes, and yields a line on each direction and file.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: it can't be done; says why.
+    """
+    check_count("--num_codes", search.num_codes)
+    check_count("--num_components", search.num_components)
+    if search.labels is not None and search.records is None:
+        raise ValueError("expected --records, which the --labels are of, got none; name the folder")
+    claim_folder(writing)
+    pipeline = opening.pipeline()
+    known = _known(pipeline, search)
+    method = search.method or ("labels" if known.names else "components")
+    if method == "labels" and not known.names:
+        raise ValueError("expected labels, got codes without any; pass --labels=FILE.csv, or --method=components")
+    if method == "labels":
+        everything = from_labels(known.wplus, known.labels, known.names)
+        found = everything.without_unsure(_LEAST_SURENESS)
+        if left_out := sorted(everything.directions.keys() - found.directions.keys()):
+            yield f"left out, since the codes hardly tell them: {', '.join(left_out)}"
+        if not found.directions:
+            raise ValueError(
+                "expected a label that the codes tell, got none; add labelled codes, or pass --method=components"
+            )
+    else:
+        found = from_components(known.wplus, search.num_components)
+    for name, share in found.variance.items():
+        sure = "" if found.sureness is None else f", told from codes with R2 {found.sureness[name]:.2f}"
+        yield f"{name}: {share:.1%} of the variance{sure}"
+    path = writing.folder / f"{DIRECTIONS}.safetensors"
+    if path.is_file():  # --overwrite was given
+        path.unlink()
+    write_safetensors(path, found.directions)
+    facts = {
+        "method": method, "num_codes": len(known.wplus), "variance": found.variance, "sureness": found.sureness,
+        "layers_share": {name: _layer_shares(d) for name, d in found.directions.items()},
+    }  # fmt: skip
+    write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+    _picture(pipeline, found, known, writing, search.prompt)
+    yield f"{path}: for launch.edit --directions; what each does is in {DIRECTIONS}.png, its figures in {DIRECTIONS}.json"
+
+
+def _known(pipeline: Pipeline, search: Search) -> KnownCodes:
+    if search.records is None:
+        return pipeline.run.world.known_codes(search.num_codes)
+    source = open_records(search.records, "train")
+    numbers = range(min(search.num_codes, len(source)))
+    codes = np.stack([source[index]["wplus"] for index in numbers])
+    spec = pipeline.components.identity_mapper.spec
+    wanted = (spec.num_layers, spec.wplus_dim)
+    if codes.shape[1:] != wanted:
+        raise ValueError(
+            f"expected records with codes of shape {wanted} in {search.records}, as the run reads, "
+            f"got {codes.shape[1:]}; prepare them with the run's encoder"
+        )
+    if search.labels is None:
+        return KnownCodes(codes, np.zeros((len(codes), 0)), ())
+    return _labelled(codes, [source.note(index, "picture") for index in numbers], search.labels)
+
+
+def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path) -> KnownCodes:
+    """The codes whose pictures have a row in the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a CSV file at --labels={path}, found none; check the path")
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    names = tuple(name for name in (rows[0] if rows else {}) if name != "picture")
+    if not rows or "picture" not in rows[0] or not names:
+        columns = ", ".join(rows[0]) if rows else "nothing"
+        raise ValueError(f"expected a column 'picture' and others with numbers in {path}, got {columns}; add them")
+    try:
+        known = {row["picture"]: [float(row[name]) for name in names] for row in rows}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers in {path}, got: {error}; correct them") from None
+    found = [index for index, picture in enumerate(pictures) if picture in known]
+    if not found:
+        raise ValueError(
+            f"expected rows of the records' pictures, such as {pictures[0]!r}, in {path}, got none; correct the names"
+        )
+    return KnownCodes(codes[found], np.array([known[pictures[index]] for index in found]), names)
+
+
+def _layer_shares(direction: Float[np.ndarray, "l d"]) -> list[float]:
+    """How much of a direction lies in each layer; sums to 1."""
+    squares = (direction**2).sum(1)
+    return [round(float(share), 4) for share in squares / max(float(squares.sum()), 1e-12)]
+
+
+def _picture(pipeline: Pipeline, found: Found, known: KnownCodes, writing: Writing, prompt: str) -> None:
+    """The mean code along each direction: the code itself where something here renders it, else a drawing of it."""
+    middle = known.wplus.mean(0)
+    codes = np.stack([move(middle, direction, s) for direction in found.directions.values() for s in _STRENGTHS])
+    pictures = pipeline.run.world.render_codes(codes)
+    if pictures is None:
+        jobs = [Job(prompt, None, 0, ((None, code),)) for code in codes]
+        pictures = pipeline.draw(jobs, pipeline.settings()).pixels
+    width = len(_STRENGTHS)
+    cells = [list(pictures[start : start + width]) for start in range(0, len(pictures), width)]
+    grid = labelled_grid(
+        cells, [f"{name}\n{share:.1%}" for name, share in found.variance.items()], [f"{s:+g} sd" for s in _STRENGTHS],
+        title="the mean code along each direction", cell_px=112,
+    )  # fmt: skip
+    note = {"directions": list(found.directions), "strengths": list(_STRENGTHS)}
+    save_picture(writing.folder / f"{DIRECTIONS}.png", grid, None, mark=writing.mark, note=note)
