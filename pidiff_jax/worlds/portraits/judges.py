@@ -86,6 +86,20 @@ def load_realism() -> JudgeFn:
     return jax.jit(lambda pixels: network.apply({"params": weights}, pixels * 2.0 - 1.0, method="features"))
 
 
+def load_attributes() -> JudgeFn:
+    """The shipped judge of attributes: pixels (b, h, w, 3) in [0, 1] to identity parameters (b, p), in the order of `Face`.
+
+    It is the network of `load_realism`, which was trained to tell them from renders and had no part in another training.
+    """
+    weights, network = load_weights("realism")["realism"], ArcFace(networks.REALISM)
+
+    def judge(pixels: Float[Array, "b h w 3"]) -> Array:
+        logits = network.apply({"params": weights}, pixels * 2.0 - 1.0, method="logits")
+        return logits[:, : networks.NUM_IDENTITY_PARAMETERS]
+
+    return jax.jit(judge)
+
+
 def read_landmarks(logits: Float[Array, "b h w n"], size_px: int) -> tuple[Float[Array, "b n 2"], Float[Array, "b n"]]:
     """Points (x, y) in pixels of a picture, and how sure of them the maps are: their share at the point, in [0, 1].
 
