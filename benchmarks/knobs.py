@@ -7,6 +7,7 @@ another photograph of the person; prompts by the classifier of scenes; change ou
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -58,17 +59,20 @@ def main() -> None:
     jobs = [Job(prompts.texts[which[i]], None, i, ((None, code),)) for i, code in enumerate(people.wplus)]
 
     def draw(changes):
-        output = pipeline.draw(jobs, pipeline.settings(**{"num_steps": args.num_steps, **changes}), show_progress=False)
+        own = {"num_steps": args.num_steps} | {name: value for name, value in changes.items() if value is not None}
+        output = pipeline.draw(jobs, pipeline.settings(**own), show_progress=False)
         return output.pixels
+
+    @functools.cache
+    def without_identity(sampler, num_steps):
+        return draw({"sampler": sampler, "num_steps": num_steps, "identity_scale": 0.0})
 
     judge = _judge(held_out, people, prompts.attributes[which])
     results = {}
     for knob, choices in KNOBS.items():
         results[knob] = []
         for value, changes in choices:
-            without = draw(
-                {**{k: v for k, v in changes.items() if k in ("sampler", "num_steps")}, "identity_scale": 0.0}
-            )
+            without = without_identity(changes.get("sampler"), changes.get("num_steps"))
             results[knob].append({"value": value, **judge(draw(changes), without)})
             print(knob, results[knob][-1], flush=True)
     _plot(results, args.output)

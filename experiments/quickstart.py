@@ -19,7 +19,7 @@ def get_config(length: str = "short") -> ConfigDict:
         raise ValueError(f"expected experiments/quickstart.py or experiments/quickstart.py:long, got {length!r}")
     long = length == "long"
     config = common.adapter(common.base_config("portraits", "identity"))
-    config.num_steps = 4_000 if long else 1_500
+    config.num_steps = 8_000 if long else 1_500
     config.batch_size = 16 if long else 8
     config.base = ConfigDict({"path": placeholder(str)})  # folder of other weights for the base; None: the shipped ones
     config.data = ConfigDict({"num_people": 8192 if long else 2000, "pictures_per_person": 2 if long else 1})
@@ -49,15 +49,15 @@ def get_config(length: str = "short") -> ConfigDict:
             }
         }
     )
-    config.losses.localisation = 0.5 if long else 0.4
-    config.background_weight = 0.05 if long else 0.08
+    config.losses.localisation = 0.3 if long else 0.4
+    config.background_weight = 0.06 if long else 0.08
     config.min_time_fraction = 0.3
     config.ema_decay = 0.999 if long else 0.99
 
     # So that a slower machine trains for no more than five minutes either.
     config.max_seconds = None if long else 285.0
     config.log_every_steps = 50 if long else 20
-    config.validate_every_steps = 1_000 if long else 750
+    config.validate_every_steps = 2_000 if long else 750
     config.checkpoint_every_steps = 500 if long else 250
     config.sampling = ConfigDict({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_scale": 1.0})
     config.evaluation = ConfigDict({"split": "test", "num_people": 100, "num_prompts": 24})

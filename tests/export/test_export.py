@@ -30,7 +30,7 @@ from tests.data_pipeline.made_up_records import make_record
 from tests.export.tiny_run import FORMS, make_run
 from tests.launch.commands import call, call_script
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
+pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"), pytest.mark.xdist_group("export")]
 
 
 def some(forms: list[str], *always: str) -> list:
