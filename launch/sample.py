@@ -3,8 +3,9 @@
 python -m launch.sample --workdir=runs/quickstart --identity=test:0 --output=pictures \
     --prompt="a person in a red shirt before a blue striped wall"
 
-Writes one PNG for each prompt, person and seed, with its recipe inside and in a JSON file beside it, and a heat map of where
-the identity acts. --from-recipe=pictures/0000.png draws one of them again, bit for bit on the same kind of device.
+Writes one PNG for each prompt, person and seed, with its recipe inside and in a JSON file beside it, a heat map of where the
+identity acts, and all of them as a table. --from-recipe=pictures/0000.png draws one of them again, bit for bit on the same kind
+of device.
 """
 
 from absl import flags

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from pidiff_jax.convert.files import read_tensors, write_safetensors
+from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.locations import local_path
 from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
 from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, read_recipe, save_picture
 from pidiff_jax.pipeline.settings import Settings
 
-ATTENTION, IDENTITIES = "attention", "identities.safetensors"
+ATTENTION, GRID, IDENTITIES = "attention", "grid.png", "identities.safetensors"
 _BOX = re.compile(r"[\d.]+(,[\d.]+){3}")
 
 
@@ -96,6 +97,34 @@ def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str
     jobs = [replace(job, people=tuple(group)) for group in groups for job in texts]
     output = pipeline.draw(jobs, settings, image=order.image, mask_image=order.mask_image, regions=regions)
     yield from write_pictures(writing, output, jobs)
+    if len(jobs) > 1:
+        yield _write_table(writing, output, len(texts), references(pipeline, groups))
+
+
+def references(pipeline: Pipeline, groups: Sequence[Sequence[tuple[str | None, np.ndarray]]]) -> list[tuple[str, Any]]:
+    """A name for each group of people, and what their first code looks like where something here renders it."""
+    names = [" and ".join(Path(str(source)).name for source, _ in group) or "no identity" for group in groups]
+    codes = [group[0][1] for group in groups if group]
+    rendered = pipeline.run.world.render_codes(np.stack(codes)) if codes else None
+    return list(zip(names, [None] * len(groups) if rendered is None else list(rendered), strict=True))
+
+
+def _write_table(writing: Writing, output: PipelineOutput, width: int, people: Sequence[tuple[str, Any]]) -> str:
+    """Everybody in one picture: people are rows, prompts and seeds columns."""
+    starts = range(0, len(output.pixels), width)
+    recipes = output.recipes[:width]
+    seeds = {recipe.seed for recipe in recipes}
+    columns = [recipe.prompt + (f" ({recipe.seed})" if len(seeds) > 1 else "") for recipe in recipes]
+    cells = [[face, *output.pixels[start : start + width]] for start, (_, face) in zip(starts, people, strict=True)]
+    if all(face is None for _, face in people):
+        cells = [row[1:] for row in cells]
+    else:
+        columns = ["W+ code", *columns]
+    path = writing.folder / GRID
+    note = {"people": [name for name, _ in people], "columns": columns}
+    table = labelled_grid(cells, [name for name, _ in people], columns)
+    save_picture(path, table, None, mark=writing.mark, note=note)
+    return f"{path}: all of them"
 
 
 def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> Iterator[str]:

@@ -12,11 +12,10 @@ import numpy as np
 from pidiff_jax.editing.directions import move, read_directions
 from pidiff_jax.editing.levels import interpolate, layers_of, mix
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
-from pidiff_jax.pipeline.commands import Opening, Writing, claim_folder, parsed_settings, write_pictures
+from pidiff_jax.pipeline.commands import GRID, Opening, Writing, claim_folder, parsed_settings, write_pictures
 from pidiff_jax.pipeline.pipeline import Code, Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
 
-GRID = "grid.png"
 _MAX_ROWS = 6  # of attributes that nobody chose
 
 

@@ -25,11 +25,10 @@ def labelled_grid(
         cells: pixels (h, w, 3) in [0, 1], row by row; None leaves one empty.
         rows, columns: their names.
         insets: pictures for the lower right corners of the cells, like `cells`.
-        cell_px: height of a cell; its width follows from the first picture.
+        cell_px: height of a cell; its width is that of the widest picture.
     """
     font, heading = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
-    first = next(cell for row in cells for cell in row if cell is not None)
-    width = round(cell_px * first.shape[1] / first.shape[0])
+    width = round(cell_px * max(cell.shape[1] / cell.shape[0] for row in cells for cell in row if cell is not None))
     left = _MARGIN + max((round(font.getlength(line)) for row in rows for line in row.split("\n")), default=0) + 10
     lines = [wrap_text(name, font, width) for name in columns]
     top = _MARGIN + (34 if title else 0) + max(map(len, lines)) * (_TEXT + 4) + 6
@@ -51,7 +50,8 @@ def labelled_grid(
             corner = (left + column * (width + _GAP), y)
             if cell is None:
                 continue
-            canvas.paste(_picture(cell, (width, cell_px)), corner)
+            picture = _picture(cell, (round(cell_px * cell.shape[1] / cell.shape[0]), cell_px))
+            canvas.paste(picture, (corner[0] + (width - picture.width) // 2, y))
             inset = None if insets is None else insets[row][column]
             if inset is not None:
                 small = _picture(inset, (cell_px // 3,) * 2)
