@@ -1,7 +1,7 @@
 """Quickstart: the identity adapter of PIDiff on the embedded portraits world, in five minutes on two CPU cores.
 
     python -m launch.train --config=experiments/quickstart.py      --workdir=runs/quickstart
-    python -m launch.train --config=experiments/quickstart.py:long --workdir=runs/quickstart_long   # three quarters of an hour
+    python -m launch.train --config=experiments/quickstart.py:long --workdir=runs/quickstart_long   # about an hour
 
 Paper: PIDiff (arXiv 2505.05081). Base model, W+ encoder and judges are the shipped embedded weights; the identity branch and
 the mapper are trained. Leaves checkpoints, metrics.json, report.html and samples.png in the workdir.
@@ -14,7 +14,7 @@ from experiments import common
 
 
 def get_config(length: str = "short") -> ConfigDict:
-    """`length` is "short" (five minutes) or "long" (three quarters of an hour)."""
+    """`length` is "short" (five minutes) or "long" (about an hour)."""
     if length not in ("short", "long"):
         raise ValueError(f"expected experiments/quickstart.py or experiments/quickstart.py:long, got {length!r}")
     long = length == "long"
