@@ -11,7 +11,8 @@ from tests.launch.test_command_line import call_afresh
 
 COMPILE = """
 import jax
-from launch import command_line, compilation_cache
+from launch import command_line
+from pidiff_jax import compilation_cache
 
 compilation_cache.MIN_COMPILE_SECONDS = 0.0
 

@@ -102,9 +102,10 @@ def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str
 
 
 def references(pipeline: Pipeline, groups: Sequence[Sequence[tuple[str | None, np.ndarray]]]) -> list[tuple[str, Any]]:
-    """A name for each group of people, and what their first code looks like where something here renders it."""
+    """A name for each group of people and, where each is of one, its code as a picture, if something here renders it."""
     names = [" and ".join(Path(str(source)).name for source, _ in group) or "no identity" for group in groups]
-    codes = [group[0][1] for group in groups if group]
+    alone = all(len(group) == 1 for group in groups)
+    codes = [group[0][1] for group in groups if alone]
     rendered = pipeline.run.world.render_codes(np.stack(codes)) if codes else None
     return list(zip(names, [None] * len(groups) if rendered is None else list(rendered), strict=True))
 
