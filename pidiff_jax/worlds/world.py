@@ -24,6 +24,7 @@ class KnownCodes(NamedTuple):
     names: tuple[str, ...]
 
 
+@runtime_checkable
 class Faces(Protocol):
     """From a user's photographs to W+ codes."""
 
