@@ -16,7 +16,10 @@ Direction = Float[np.ndarray, "l d"]
 
 
 def move(
-    code: Float[np.ndarray, "l d"], direction: Direction, strength: float, layers: str | Sequence[Any] = "all"
+    code: Float[np.ndarray, "l d"],
+    direction: Float[np.ndarray, "_l _d"],
+    strength: float,
+    layers: str | int | Sequence[Any] = "all",
 ) -> Float[np.ndarray, "l d"]:
     """The code, `strength` times along a direction, in the given layers; see `layers_of`.
 
@@ -115,7 +118,7 @@ def _named_components(path: Path, num_layers: int, wplus_dim: int) -> dict[str, 
     for number, row in enumerate(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()), 1):
         try:
             index, start, end = (int(float(value)) for value in row[:3])
-        except ValueError:
+        except (ValueError, OverflowError):
             if number == 1:
                 continue  # a header
             raise ValueError(

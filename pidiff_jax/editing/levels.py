@@ -22,7 +22,7 @@ def level_spans(num_layers: int) -> dict[str, Span]:
     return dict(zip(LEVELS, zip(starts, [*starts[1:], num_layers], strict=True), strict=True))
 
 
-def layers_of(levels: str | Sequence[Any], num_layers: int) -> list[int]:
+def layers_of(levels: str | int | Sequence[Any], num_layers: int) -> list[int]:
     """The layers that are meant: "coarse", "all", "2-5", a number, or several of these in a list.
 
     Raises:
@@ -48,7 +48,7 @@ def layers_of(levels: str | Sequence[Any], num_layers: int) -> list[int]:
 
 
 def mix(
-    a: Float[np.ndarray, "l d"], b: Float[np.ndarray, "l d"], levels: str | Sequence[Any], strength: float = 1.0
+    a: Float[np.ndarray, "l d"], b: Float[np.ndarray, "_l _d"], levels: str | int | Sequence[Any], strength: float = 1.0
 ) -> Float[np.ndarray, "l d"]:
     """The code `a`, with `b` in the given layers: of all levels it is `b`.
 
@@ -68,7 +68,9 @@ def mix(
     return mixed
 
 
-def interpolate(a: Float[np.ndarray, "l d"], b: Float[np.ndarray, "l d"], num_steps: int) -> Float[np.ndarray, "n l d"]:
+def interpolate(
+    a: Float[np.ndarray, "l d"], b: Float[np.ndarray, "_l _d"], num_steps: int
+) -> Float[np.ndarray, "n l d"]:
     """Codes evenly on the line from `a` to `b`, both included."""
     _check_same(a, b)
     return np.stack([mix(a, b, "all", float(share)) for share in np.linspace(0.0, 1.0, num_steps)])

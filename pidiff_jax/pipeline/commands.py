@@ -133,7 +133,8 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
 
     order: must ask for nothing; the recipe has it all.
     """
-    if order.prompts or order.identities or order.settings or order.regions or order.image:
+    pictures = order.regions or order.image or order.mask_image
+    if order.prompts or order.negative_prompt or order.identities or order.settings or pictures:
         raise ValueError(
             "expected --from-recipe alone, got more about the picture; the recipe has it all, leave it out"
         )

@@ -15,6 +15,7 @@ from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.pipeline.commands import GRID, Opening, Writing, claim_folder, parsed_settings, write_pictures
 from pidiff_jax.pipeline.pipeline import Code, Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
+from pidiff_jax.ranges import MAX_SEED, check_count
 
 _MAX_ROWS = 6  # of attributes that nobody chose
 
@@ -52,6 +53,7 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
         ValueError, FileNotFoundError, FileExistsError: it can't be done; before anything is drawn.
     """
     strengths = _numbers(edits.strengths)
+    check_count("--seed", edits.seed, least=0, most=MAX_SEED)
     claim_folder(writing)
     pipeline = opening.pipeline()
     people = pipeline.codes(list(edits.identities))

@@ -145,7 +145,7 @@ class Pipeline:
         """W+ codes by name, of what the commands take as --identity (see `read_people`)."""
         return read_people(identities, self.run.world, self.components.identity_mapper.spec, lambda: self.faces)
 
-    def tokens(self, code: Code) -> Float[np.ndarray, "t d"]:
+    def tokens(self, code: Code) -> Float[np.ndarray, "t d_id"]:
         """The identity tokens of a W+ code, which can be drawn in its place; tokens stay as they are."""
         spec = self.components.identity_mapper.spec
         if code.shape != (spec.num_layers, spec.wplus_dim):

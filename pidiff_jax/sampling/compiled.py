@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from pidiff_jax.diffusion.samplers import Level, Method, State, Steps, advance
 from pidiff_jax.sampling.components import Components
@@ -47,7 +47,7 @@ class Request:
     schedule: Float[np.ndarray, "n #b #pt"] | None = None
     regions: Float[np.ndarray, "#b h w pt"] | None = None
     negative_ids: Int[np.ndarray, "b m"] | None = None
-    seeds: Int[np.ndarray, "b"] | None = None
+    seeds: Integer[np.ndarray, "b"] | None = None
     known: Float[np.ndarray, "b h w c"] | None = None
     redraw: Float[np.ndarray, "b h w 1"] | None = None
     first_step: int = 0
@@ -144,7 +144,7 @@ class CompiledSampler:
         steps: Steps,
         schedule: Float[Array, "n #b #pt"],
         regions: Float[Array, "#b h w pt"] | None,
-        seeds: Int[Array, "b"] | None,
+        seeds: Integer[Array, "b"] | None,
         noise: Float[Array, "b h w c"],
         known: Float[Array, "b h w c"] | None,
         redraw: Float[Array, "b h w 1"] | None,
@@ -184,7 +184,7 @@ class CompiledSampler:
             yield
 
 
-def initial_noise(seeds: Int[np.ndarray, "b"], shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
+def initial_noise(seeds: Integer[np.ndarray, "b"], shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
     """Standard normal noise (h, w, c) of each seed, whatever else is drawn beside it."""
     draw = jax.vmap(lambda seed: jax.random.normal(jax.random.fold_in(jax.random.key(seed), 0), shape))
     return np.asarray(draw(np.asarray(seeds, np.uint32)))

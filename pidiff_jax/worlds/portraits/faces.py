@@ -9,10 +9,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from pidiff_jax.arrays import signed_pixels
 from pidiff_jax.models.stylegan2 import Synthesis
 from pidiff_jax.worlds.portraits import networks, painter
 from pidiff_jax.worlds.portraits.judges import load_judges, load_landmarks
-from pidiff_jax.worlds.portraits.sources import load_wplus_encoder, wplus_codes
+from pidiff_jax.worlds.portraits.sources import load_wplus_encoder
 from pidiff_jax.worlds.portraits.weight_files import load_weights
 
 _MIN_FACE_SHARE = 0.03  # of the picture, of a face that counts
@@ -24,7 +25,8 @@ class PortraitFaces:
 
     @cached_property
     def _encode(self):
-        return load_wplus_encoder()
+        encode = load_wplus_encoder()
+        return jax.jit(lambda pixels: encode(signed_pixels(pixels)))
 
     @cached_property
     def _segment(self):
@@ -40,7 +42,7 @@ class PortraitFaces:
         """See `Faces.encode`. A face on plain grey counts as aligned; landmarks are found here, given ones aren't read."""
         small = _resized(pixels)
         aligned = small if _is_aligned(small) else self._aligned(small)
-        return np.asarray(wplus_codes(self._encode, aligned[None])[0], np.float32)
+        return np.asarray(self._encode(aligned[None])[0], np.float32)
 
     def mask(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
         """See `Faces.mask`."""
