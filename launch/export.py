@@ -23,9 +23,10 @@ VARIANT = flags.DEFINE_enum("variant", None, ["fp16", "bf16"], "In the names of 
 IDENTITY = flags.DEFINE_multi_string(
     "identity",
     [],
-    "Whom to send along: a file of W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) or a held-out person of the "
-    "embedded world (test:0); repeatable.",
+    "Whom to send along: a photograph, a folder of photographs of one person, a file of W+ codes (.npy, .safetensors), a "
+    "record (FOLDER:validation:0) or a held-out person of the embedded world (test:0); repeatable.",
 )
+WPLUS_ENCODER = command_line.define_path("wplus_encoder", "Checkpoint of encoder4editing, to encode photographs.")
 LICENCE = flags.DEFINE_string("licence", None, "Of the weights, for the files' metadata, such as Apache-2.0.")
 NO_CHECK = flags.DEFINE_bool("no-check", False, "Don't read the files again, draw from them and compare the pictures.")
 MOVED = {
@@ -47,6 +48,7 @@ def main() -> None:
         variant=VARIANT.value,
         licence=LICENCE.value,
         identities=IDENTITY.value,
+        wplus_encoder=WPLUS_ENCODER.value,
         check=not NO_CHECK.value,
         overrides={key: flag.value for key, flag in MOVED.items() if flag.value is not None},
     )

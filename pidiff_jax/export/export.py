@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def export_run(
     dtype: str | None = None,
     variant: str | None = None,
     identities: Sequence[str] = (),
+    wplus_encoder: Path | None = None,
     licence: str | None = None,
     check: bool = True,
     overrides: Mapping[str, Any] | None = None,
@@ -76,6 +78,7 @@ def export_run(
         dtype: of the weights, one of `DTYPES`; None: that of the variant, else float32.
         variant: in the names of a diffusers folder's weights, for example "fp16".
         identities: whom to send along, see `read_people`; by default two people of the world.
+        wplus_encoder: checkpoint that encodes photographs, for worlds that have no encoder of their own.
         licence: of the weights, for their metadata.
         check: whether the files are read and drawn from again.
         overrides: dotted config key -> value, such as {"base.path": "where the base is now"}.
@@ -99,7 +102,8 @@ def export_run(
     world = open_world(config)
     experiment = build_adapter(without_init(config), world)
     form.check(experiment.components, trained_paths(experiment))
-    people = read_people(identities, world, experiment.components.identity_mapper.spec)
+    faces = partial(world.faces, wplus_encoder)
+    people = read_people(identities, world, experiment.components.identity_mapper.spec, faces)
     run = open_run(workdir, step, overrides={**(overrides or {}), "compute_dtype": "float32"})
     sitting = Sitting(run, form.draws_identity)
     export = Export(
