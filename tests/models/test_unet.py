@@ -247,3 +247,74 @@ def test_specs_that_contradict_themselves_are_refused():
         UNetSpec(block_out_channels=(32, 50), down_attention=(True, False), norm_num_groups=16)
     with pytest.raises(ValueError, match="variant"):
         IdentityAttentionSpec("concatenated")
+
+
+def crowd(variant="decoupled", normalised=False):
+    """A cross-attention over 8x8 positions, as a function of several people's tokens and of the scale there."""
+    spec, params, arrays, _ = tiny_unet(variant)
+    params = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 64, 16)), jnp.float32)
+    text, module = jnp.asarray(arrays["text"].embeds), CrossAttention(2, spec.identity)
+    return lambda tokens, scale=None: module.apply(
+        {"params": params},
+        x,
+        Conditioning(text, None if tokens is None else jnp.asarray(tokens), None, normalised),
+        scale,
+    )
+
+
+def people_of(count, seed=0):
+    return np.random.default_rng(seed).standard_normal((2, count, 3, 20)).astype(np.float32)
+
+
+def over_tokens(*strengths):
+    """(1, positions, tokens of all people) of one strength, or one for each position, for each person."""
+    return jnp.stack([jnp.broadcast_to(jnp.asarray(s, jnp.float32), (64,)) for s in strengths for _ in range(3)], -1)[
+        None
+    ]
+
+
+@pytest.mark.parametrize("variant", ["decoupled", "independent", "residual"])
+def test_a_person_who_is_nowhere_leaves_the_other_bit_for_bit(variant):
+    attend, people = crowd(variant), people_of(2)
+    for order, strengths in (([0, 1], (1, 0)), ([1, 0], (0, 1))):
+        out, strength = attend(people[:, order], over_tokens(*strengths))
+        alone, alone_strength = attend(people[:, :1], over_tokens(1))
+        np.testing.assert_array_equal(bits(out), bits(alone))
+        assert strength.shape == (2, 64, 6)
+        place = 3 * order.index(0)
+        np.testing.assert_array_equal(strength[..., place : place + 3], alone_strength)
+
+
+def test_inside_a_region_the_other_region_s_person_changes_nothing():
+    attend, people, others = crowd(), people_of(2), people_of(2, seed=1)
+    left = np.tile(np.arange(8) < 4, 8).astype(np.float32)
+    scale = over_tokens(left, 1 - left)
+    together = attend(people, scale)[0]
+    another = attend(np.stack([people[:, 0], others[:, 1]], 1), scale)[0]
+    np.testing.assert_array_equal(bits(together[:, left == 1]), bits(another[:, left == 1]))
+    assert (np.abs(together - another)[:, left == 0].max(-1) > 0).all()
+
+
+def test_what_several_people_add_is_added_up():
+    attend, people = crowd(), people_of(2)
+    base = attend(None)[0]
+    parts = [attend(people[:, i : i + 1])[0] - base for i in range(2)]
+    np.testing.assert_allclose(attend(people)[0] - base, parts[0] + parts[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["decoupled", "residual"])
+def test_what_a_normalised_identity_adds_has_the_norm_of_what_the_text_gives(variant):
+    spec, params, *_ = tiny_unet(variant)
+    projection = params["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn2"]["to_out_0"]
+    before = lambda out: np.linalg.solve(  # noqa: E731
+        projection["kernel"].T.astype(np.float64), (np.asarray(out, np.float64) - projection["bias"]).reshape(-1, 16).T
+    ).T.reshape(2, -1)
+    text = before(crowd(variant)(None)[0])
+    for factor in (1, 20):
+        added = before(crowd(variant, normalised=True)(factor * people_of(1))[0]) - text
+        np.testing.assert_allclose(np.linalg.norm(added, axis=1), np.linalg.norm(text, axis=1), rtol=1e-3)
+    plain = before(crowd(variant)(20 * people_of(1))[0]) - text
+    assert (np.linalg.norm(plain, axis=1) > 2 * np.linalg.norm(text, axis=1)).all()
+    half = before(crowd(variant, normalised=True)(people_of(1), over_tokens(0.5))[0]) - text
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 0.5 * np.linalg.norm(text, axis=1), rtol=1e-3)
