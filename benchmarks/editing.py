@@ -9,8 +9,8 @@ On validation people of the embedded world, drawn with one prompt each. Three ta
 - levels: of drawings with coarse (or fine) layers of a donor, overlap of the head and distance of its mean colour to the
   donor's drawing and to the host's.
 - copying: two photographs of a person with other poses and expressions, drawn from the same noise. How much of the difference
-  between the photographs (turn of the head, opening of the mouth) is in the drawings: 0 is nothing, 1 is all. Both are read by
-  the finder of landmarks; renders show what it reads there.
+  between the photographs (turn of the head, opening of the mouth) is in the drawings: 0 is nothing, 1 is all. Both are read
+  from the pictures, and renders show how much of a difference such a reading sees.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pidiff_jax.worlds.portraits.sources import load_wplus_encoder, pictures, wp
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 ATTRIBUTES = ("hair_tone", "tone", "hair_length", "width", "beard", "glasses", "eye_gap", "eye_size", "eye_tone")
 NUM_LABELLED = 2000
-LEFT_EYE, RIGHT_EYE, NOSE = 0, 1, 2
+LEFT_EYE, RIGHT_EYE = 0, 1
 
 
 class Drawing:
@@ -63,7 +63,7 @@ def main() -> None:
     result = {
         "directions": _directions(pipeline, draw, codes, host, judges),
         "levels": _levels(draw, codes, host, judges),
-        "copying": _copying(draw, host, args.num_people),
+        "copying": _copying(draw, judges, host, args.num_people),
     }
     print(json.dumps(result, indent=2))
 
@@ -109,29 +109,22 @@ def _levels(draw, codes, host, judges):
     return table
 
 
-def _copying(draw, host, num_people):
-    other_photograph = pictures("validation", num_people, 1, "aligned", first_picture=2)
-    first_photograph = pictures("validation", num_people, 1, "aligned")
-    drawn = draw(wplus_codes(load_wplus_encoder(), other_photograph["pixels"]))
-    poses = [renderer.poses(each["person_id"], np.full(num_people, i, np.int32), "aligned")
-             for each, i in ((first_photograph, 0), (other_photograph, 2))]  # fmt: skip
-    turn = poses[1].yaw - poses[0].yaw
-    opening = poses[1].mouth_open - poses[0].mouth_open
-    read = [_read_face(x) for x in (host, drawn)]
+def _copying(draw, judges, host, num_people):
+    other = pictures("validation", num_people, 1, "aligned", first_picture=2)
+    drawn = draw(wplus_codes(load_wplus_encoder(), other["pixels"]))
     # What the same readings make of renders that differ as much: the world's own wild pictures.
     wild = [pictures("validation", num_people, 1, "wild", first_picture=i)["pixels"] / np.float32(255) for i in (1, 3)]
-    wild_poses = [
-        renderer.poses(first_photograph["person_id"], np.full(num_people, i, np.int32), "wild") for i in (1, 3)
-    ]
-    rendered = [_read_face(x) for x in wild]
-    return {
-        "turn": round(_slope(turn, read[1][0] - read[0][0]), 3),
-        "turn_of_renders": round(_slope(wild_poses[1].yaw - wild_poses[0].yaw, rendered[1][0] - rendered[0][0]), 3),
-        "mouth": round(_slope(opening, read[1][1] - read[0][1]), 3),
-        "mouth_of_renders": round(
-            _slope(wild_poses[1].mouth_open - wild_poses[0].mouth_open, rendered[1][1] - rendered[0][1]), 3
-        ),
-    }
+    result = {}
+    for index, (name, attribute) in enumerate((("turn", "yaw"), ("mouth", "mouth_open"))):
+        for where, numbers, view, (one, two) in (
+            ("", (0, 2), "aligned", (host, drawn)), ("_of_renders", (1, 3), "wild", wild)
+        ):  # fmt: skip
+            poses = [renderer.poses(other["person_id"], np.full(num_people, i, np.int32), view) for i in numbers]
+            difference = getattr(poses[1], attribute) - getattr(poses[0], attribute)
+            read = [_read_face(judges, x)[index] for x in (one, two)]
+            result[name + where] = _slope(difference, read[1] - read[0])
+        result[f"{name}_copied"] = result[name] / result[f"{name}_of_renders"]
+    return {name: round(value, 3) for name, value in result.items()}
 
 
 def _codes(num_people, picture):
@@ -161,16 +154,18 @@ def _head_colour(judges, pixels):
     return (pixels * full).sum((1, 2)) / np.maximum(full.sum((1, 2)), 1)
 
 
-def _read_face(pixels):
-    """How far the nose is from the middle of the eyes, in their distance: the head's turn; and how dark the mouth is."""
+def _read_face(judges, pixels):
+    """How far the middle of the eyes is from the middle of the head, in its width: the turn; and how dark the mouth is."""
     points = np.asarray(in_batches(load_landmarks(), pixels, batch_size=min(64, len(pixels)))[0])
-    middle, across = (points[:, LEFT_EYE] + points[:, RIGHT_EYE]) / 2, points[:, RIGHT_EYE] - points[:, LEFT_EYE]
-    turn = ((points[:, NOSE] - middle) * across).sum(1) / np.maximum((across**2).sum(1), 1e-6)
+    mask = _judged(judges.face_mask, pixels) > 0.5
+    columns = (np.arange(mask.shape[2]) + 0.5) * pixels.shape[2] / mask.shape[2]
+    across = mask.sum(1) > 0
+    width = np.maximum(across.sum(1), 1) * pixels.shape[2] / mask.shape[2]
+    middle = (across * columns).sum(1) / np.maximum(across.sum(1), 1)
+    turn = (points[:, [LEFT_EYE, RIGHT_EYE], 0].mean(1) - middle) / width
     mouth = points[:, 3:].mean(1)
-    rows, columns = (np.clip(np.rint(mouth[:, axis]).astype(int), 2, pixels.shape[1] - 3) for axis in (1, 0))
-    dark = [
-        1 - pixels[i, rows[i] - 1 : rows[i] + 4, columns[i] - 2 : columns[i] + 3].mean() for i in range(len(pixels))
-    ]
+    rows, places = (np.clip(np.rint(mouth[:, axis]).astype(int), 2, pixels.shape[1] - 3) for axis in (1, 0))
+    dark = [1 - pixels[i, rows[i] - 1 : rows[i] + 4, places[i] - 2 : places[i] + 3].mean() for i in range(len(pixels))]
     return turn, np.array(dark)
 
 

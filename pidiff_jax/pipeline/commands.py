@@ -11,8 +11,9 @@ import numpy as np
 from pidiff_jax.convert.files import read_tensors, write_safetensors
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.locations import local_path
+from pidiff_jax.pipeline.people import as_pixels
 from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
-from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, read_recipe, save_picture
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash, read_recipe, save_picture
 from pidiff_jax.pipeline.settings import Settings
 
 ATTENTION, GRID, IDENTITIES = "attention", "grid.png", "identities.safetensors"
@@ -42,7 +43,7 @@ class Opening:
             self.workdir or local_path(own["folder"], "the recipe's run"),
             self.base,
             wplus_encoder=self.wplus_encoder,
-            step=own.get("step") if self.step is None else self.step,
+            step=own.get("step") if self.step is None and self.workdir is None else self.step,
             batch_size=self.batch_size,
         )
 
@@ -195,9 +196,15 @@ def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutpu
     Raises:
         ValueError: a person, or a picture that was changed, isn't there any more, or is another one.
     """
+    if recipe.regions is not None and None in recipe.regions:
+        raise ValueError(
+            f"expected regions as boxes or files in the recipe {path}, got masks that were in memory; draw anew"
+        )
     people = tuple((each["source"], _code(pipeline, each, path.parent)) for each in recipe.people)
     job = Job(recipe.prompt, recipe.negative_prompt, recipe.seed, people)
     image = recipe.image or {}
+    if image:
+        _check_picture(image)
     output = pipeline.draw(
         [job],
         Settings.from_json(recipe.settings),
@@ -212,6 +219,13 @@ def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutpu
             f"expected the same {changed[0]} as the recipe has, got another; the picture or mask has changed"
         )
     return output
+
+
+def _check_picture(image: Mapping[str, Any]) -> None:
+    if image["image"] is None:
+        raise ValueError("expected a picture's file in the recipe, got one that was in memory; draw anew")
+    if pixels_hash(as_pixels(image["image"])) != image["image_sha256"]:
+        raise ValueError(f"expected the picture {image['image']} as the recipe knows it, got another; bring it back")
 
 
 def _code(pipeline: Pipeline, person: Mapping[str, Any], folder: Path) -> np.ndarray:

@@ -75,8 +75,10 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
         ValueError: no mask, or one of other proportions.
     """
     array = np.asarray(Image.open(mask)) if isinstance(mask, str) or hasattr(mask, "__fspath__") else np.asarray(mask)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
     try:
-        levels = read_mask(array.astype(np.uint8) if array.dtype == bool else array)
+        levels = np.full(array.shape[:2], 255, np.uint8) if _is_all_white(array) else read_mask(array)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if levels.shape[0] * size[1] != levels.shape[1] * size[0]:
@@ -85,6 +87,11 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
             f"{levels.shape[0]}; cut or resize it"
         )
     return np.asarray(Image.fromarray(levels).resize(size[::-1], Image.Resampling.BOX), np.float32) / 255.0
+
+
+def _is_all_white(array: np.ndarray) -> bool:
+    """A mask of everything, which no face mask can be."""
+    return array.ndim in (2, 3) and array.size > 0 and array.min() == array.max() and array.flat[0] in (1, 255, 65535)
 
 
 def _region(region: Any, size: tuple[int, int], name: str) -> Float[np.ndarray, "h w"]:

@@ -299,7 +299,9 @@ class Pipeline:
         if len(negatives) != len(prompts):
             raise ValueError(f"expected one negative_prompt, or {len(prompts)}, got {len(negatives)}; pair them")
         check_count("num_images", num_images)
-        single = isinstance(seed, int | np.integer)
+        single = not isinstance(seed, list | tuple | range | np.ndarray)
+        if single:
+            check_count("a seed", int(seed) if isinstance(seed, np.integer) else seed, least=0, most=MAX_SEED)
         seeds = [seed + i for i in range(num_images)] if single else list(seed)
         if not single and num_images not in (1, len(seeds)):
             raise ValueError(f"expected num_images={len(seeds)}, as there are seeds, got {num_images}; leave it out")

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from pidiff_jax.pipeline.identity_scale import Scale
 from pidiff_jax.ranges import check_number
 from pidiff_jax.sampling.generate import Sampling
@@ -58,7 +60,7 @@ class Settings:
             name = unknown[0]
             hint = f"here it is {_OTHERS_NAMES[name]!r}" if name in _OTHERS_NAMES else f"there are {', '.join(known)}"
             raise TypeError(f"expected a setting of the pipeline, got {name!r}; {hint}")
-        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+        return replace(self, **{name: _plain(value) for name, value in changes.items() if value is not None})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Settings":
@@ -74,3 +76,12 @@ class Settings:
             raise ValueError(
                 f"expected a recipe of this version, got other settings: {error}; draw the picture anew"
             ) from None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, of numpy's numbers and arrays; sequences become tuples."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else value

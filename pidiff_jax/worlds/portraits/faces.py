@@ -17,6 +17,7 @@ from pidiff_jax.worlds.portraits.sources import load_wplus_encoder
 from pidiff_jax.worlds.portraits.weight_files import load_weights
 
 _MIN_FACE_SHARE = 0.03  # of the picture, of a face that counts
+_LEAST_SURENESS = 0.9  # of each landmark; of drawn faces it is .99 and more
 _MARGIN = 2  # positions of the segmenter's map around a head
 _PLAIN = 0.02  # spread of the border of an aligned face, which is plain grey
 
@@ -67,7 +68,9 @@ class PortraitFaces:
         """The face as aligned photographs have it: upright, larger, in the middle and on grey."""
         mask = self._only_face(small)
         size = len(small)
-        points = np.asarray(self._find_landmarks(small[None].astype(np.float32) / 255.0)[0])[0]
+        points, sureness = (np.asarray(x)[0] for x in self._find_landmarks(small[None].astype(np.float32) / 255.0))
+        if sureness.min() < _LEAST_SURENESS:  # the segmenter sees heads in shades that are none
+            raise ValueError("expected a picture with a face, found none; choose another")
         left, right = points[0], points[1]
         across = right - left
         roll = float(np.arctan2(across[1], across[0]))
