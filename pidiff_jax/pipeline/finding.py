@@ -1,16 +1,15 @@
 """What launch.directions does: directions found in the codes of a world or of records, written with a picture of each."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from data_pipeline.records import open_records
-from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.editing.directions import Found, from_components, from_labels, move
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
@@ -75,8 +74,9 @@ def find_directions(opening: Opening, writing: Writing, search: Search) -> Itera
         "method": method, "num_codes": len(known.wplus), "variance": found.variance, "sureness": found.sureness,
         "layers_share": {name: _layer_shares(d) for name, d in found.directions.items()},
     }  # fmt: skip
-    write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
-    _picture(pipeline, found, known, writing, search.prompt)
+    save_picture(
+        path.with_suffix(".png"), _picture(pipeline, found, known, search.prompt), None, mark=writing.mark, note=facts
+    )
     yield f"{path}: for launch.edit --directions; what each does is in {DIRECTIONS}.png, its figures in {DIRECTIONS}.json"
 
 
@@ -125,7 +125,7 @@ def _layer_shares(direction: Float[np.ndarray, "l d"]) -> list[float]:
     return [round(float(share), 4) for share in squares / max(float(squares.sum()), 1e-12)]
 
 
-def _picture(pipeline: Pipeline, found: Found, known: KnownCodes, writing: Writing, prompt: str) -> None:
+def _picture(pipeline: Pipeline, found: Found, known: KnownCodes, prompt: str) -> Image.Image:
     """The mean code along each direction: the code itself where something here renders it, else a drawing of it."""
     middle = known.wplus.mean(0)
     codes = np.stack([move(middle, direction, s) for direction in found.directions.values() for s in _STRENGTHS])
@@ -135,9 +135,7 @@ def _picture(pipeline: Pipeline, found: Found, known: KnownCodes, writing: Writi
         pictures = pipeline.draw(jobs, pipeline.settings()).pixels
     width = len(_STRENGTHS)
     cells = [list(pictures[start : start + width]) for start in range(0, len(pictures), width)]
-    grid = labelled_grid(
+    return labelled_grid(
         cells, [f"{name}\n{share:.1%}" for name, share in found.variance.items()], [f"{s:+g} sd" for s in _STRENGTHS],
         title="the mean code along each direction", cell_px=112,
     )  # fmt: skip
-    note = {"directions": list(found.directions), "strengths": list(_STRENGTHS)}
-    save_picture(writing.folder / f"{DIRECTIONS}.png", grid, None, mark=writing.mark, note=note)

@@ -91,7 +91,12 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
 
 def _is_all_white(array: np.ndarray) -> bool:
     """A mask of everything, which no face mask can be."""
-    return array.ndim in (2, 3) and array.size > 0 and array.min() == array.max() and array.flat[0] in (1, 255, 65535)
+    return (
+        array.ndim in (2, 3)
+        and array.size > 0
+        and bool((array == array.flat[0]).all())
+        and array.flat[0] in (1, 255, 65535)
+    )
 
 
 def _region(region: Any, size: tuple[int, int], name: str) -> Float[np.ndarray, "h w"]:

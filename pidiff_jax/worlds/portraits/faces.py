@@ -18,7 +18,7 @@ from pidiff_jax.worlds.portraits.weight_files import load_weights
 
 _MIN_FACE_SHARE = 0.03  # of the picture, of a face that counts
 _LEAST_SURENESS = 0.9  # of each landmark; of drawn faces it is .99 and more
-_MARGIN = 2  # positions of the segmenter's map around a head
+_MARGIN = 0.03  # of the width, around a head
 _PLAIN = 0.02  # spread of the border of an aligned face, which is plain grey
 
 
@@ -48,10 +48,11 @@ class PortraitFaces:
 
     def mask(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
         """See `Faces.mask`."""
-        # A little wider: the outline is known to a pixel or two, and what stays of a head that is redrawn catches the eye.
-        found = ndimage.binary_dilation(self._only_face(_resized(pixels)) > 0, iterations=_MARGIN).astype(np.float32)
+        found = self._only_face(_resized(pixels)).astype(np.float32)
         scales = [new / old for new, old in zip(pixels.shape[:2], found.shape, strict=True)]
-        return ndimage.zoom(found, scales, order=1, mode="nearest", grid_mode=True).clip(0.0, 1.0)
+        mask = ndimage.zoom(found, scales, order=1, mode="nearest", grid_mode=True).clip(0.0, 1.0)
+        # A little wider: the outline is known to a pixel or two, and what stays of a head that is redrawn catches the eye.
+        return ndimage.grey_dilation(mask, 2 * round(_MARGIN * pixels.shape[1]) + 1)
 
     def _only_face(self, small: UInt8[np.ndarray, "s s 3"]) -> Float[np.ndarray, "_s _s"]:
         shares = np.asarray(self._segment(small[None].astype(np.float32) / 255.0))[0]

@@ -29,7 +29,7 @@ def codes(view, picture_id):
     return np.stack([faces().encode(each) for each in drawn(view, picture_id)]).reshape(COUNT, -1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_wild_photograph_s_code_is_nearest_to_the_person_s_own_in_most_cases():
     distances = np.linalg.norm(codes("wild", 0)[:, None] - codes("aligned", 1)[None], axis=-1)
     assert (distances.argmin(1) == np.arange(COUNT)).sum() >= 12
@@ -46,7 +46,9 @@ def test_the_mask_of_a_head_has_the_picture_s_size_and_lies_on_the_head():
     truth = draw(person_ids("test", COUNT), np.zeros(COUNT, np.int32), "wild", chunk=COUNT).head_mask[0] > 0.5
     found = faces().mask(drawn("wild", 0)[0])
     assert found.shape == truth.shape and found.min() >= 0 and found.max() <= 1
-    assert (truth & (found > 0.5)).sum() / (truth | (found > 0.5)).sum() > 0.8
+    inside = found > 0.5
+    assert (truth & inside).sum() / truth.sum() > 0.97
+    assert (truth & inside).sum() / inside.sum() > 0.65
 
 
 def gradient():
