@@ -22,9 +22,9 @@ def check_count(name: str, value: Any, least: int = 1, most: int = MAX_COUNT) ->
     """Raises ValueError unless `value` is a whole number in [least, most]."""
     _check_whole(name, value)
     if value < least:
-        raise ValueError(f"expected {name} of at least {least}, got {value}; correct the config")
+        raise ValueError(f"expected {name} of at least {least}, got {value}; correct it")
     if value > most:
-        raise ValueError(f"expected {name} of at most {most}, got {value}; correct the config")
+        raise ValueError(f"expected {name} of at most {most}, got {value}; correct it")
 
 
 def check_number(

@@ -1,5 +1,6 @@
 """What the commands that draw have in common: a run is opened, and pictures are written with their recipes."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,17 +87,17 @@ def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str
         )
     if order.image is not None and not order.image.is_file():
         raise FileNotFoundError(f"expected a picture at --image={order.image}, found none; check the path")
-    claim_folder(writing)
-    pipeline = opening.pipeline()
-    settings = pipeline.settings(**parsed_settings(order.settings))
-    regions = [_region(text) for text in order.regions] or None
-    people = pipeline.codes(list(order.identities))
-    groups = [people] if regions else [[person] for person in people] or [[]]
-    texts = pipeline.jobs(
-        order.prompts, negative_prompt=order.negative_prompt, seed=order.seed, num_images=order.num_images
-    )
-    jobs = [replace(job, people=tuple(group)) for group in groups for job in texts]
-    output = pipeline.draw(jobs, settings, image=order.image, mask_image=order.mask_image, regions=regions)
+    with claimed(writing):
+        pipeline = opening.pipeline()
+        settings = pipeline.settings(**parsed_settings(order.settings))
+        regions = [_region(text) for text in order.regions] or None
+        people = pipeline.codes(list(order.identities))
+        groups = [people] if regions else [[person] for person in people] or [[]]
+        texts = pipeline.jobs(
+            order.prompts, negative_prompt=order.negative_prompt, seed=order.seed, num_images=order.num_images
+        )
+        jobs = [replace(job, people=tuple(group)) for group in groups for job in texts]
+        output = pipeline.draw(jobs, settings, image=order.image, mask_image=order.mask_image, regions=regions)
     yield from write_pictures(writing, output, jobs)
     if len(jobs) > 1:
         yield _write_table(writing, output, len(texts), references(pipeline, groups))
@@ -139,10 +140,10 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
         raise ValueError(
             "expected --from-recipe alone, got more about the picture; the recipe has it all, leave it out"
         )
-    claim_folder(writing)
-    recipe = read_recipe(path)
-    pipeline = opening.pipeline(recipe.run)
-    output = draw_recipe(pipeline, recipe, path)
+    with claimed(writing):
+        recipe = read_recipe(path)
+        pipeline = opening.pipeline(recipe.run)
+        output = draw_recipe(pipeline, recipe, path)
     yield from _differences(pipeline, recipe)
     yield from write_pictures(writing, output)
 
@@ -170,14 +171,15 @@ def parse_scale(text: str) -> Any:
         ) from None
 
 
-def claim_folder(writing: Writing) -> None:
-    """Makes the folder.
+@contextlib.contextmanager
+def claimed(writing: Writing) -> Iterator[None]:
+    """Makes the folder, before the work that is done inside; if that fails, no empty folder stays behind.
 
     Raises:
         FileExistsError: it holds something, and nobody said that it may be written over.
         ValueError: it can't be made.
     """
-    folder = writing.folder
+    folder, is_new = writing.folder, not writing.folder.exists()
     if folder.is_dir() and any(folder.iterdir()) and not writing.overwrite:
         raise FileExistsError(
             f"expected an empty or new folder as --output, got {folder} with files; choose another, or pass --overwrite"
@@ -188,6 +190,12 @@ def claim_folder(writing: Writing) -> None:
         raise ValueError(
             f"expected a folder to write to at --output={folder}, got: {error.strerror}; choose another"
         ) from error
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutput:

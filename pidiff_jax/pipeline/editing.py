@@ -12,7 +12,7 @@ import numpy as np
 from pidiff_jax.editing.directions import move, read_directions
 from pidiff_jax.editing.levels import interpolate, layers_of, mix
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
-from pidiff_jax.pipeline.commands import GRID, Opening, Writing, claim_folder, parsed_settings, write_pictures
+from pidiff_jax.pipeline.commands import GRID, Opening, Writing, claimed, parsed_settings, write_pictures
 from pidiff_jax.pipeline.pipeline import Code, Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
 from pidiff_jax.ranges import MAX_SEED, check_count
@@ -54,17 +54,17 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
     """
     strengths = _numbers(edits.strengths)
     check_count("--seed", edits.seed, least=0, most=MAX_SEED)
-    claim_folder(writing)
-    pipeline = opening.pipeline()
-    people = pipeline.codes(list(edits.identities))
-    if edits.directions is not None:
-        table = _attributes(pipeline, people, edits, strengths)
-    elif edits.interpolate is not None:
-        table = _ways(pipeline, people, edits)
-    else:
-        table = _mixtures(people, edits)
-    jobs = [Job(edits.prompt, None, edits.seed, ((name, code),)) for row in table.cells for name, code in row]
-    output = pipeline.draw(jobs, pipeline.settings(**parsed_settings(edits.settings)))
+    with claimed(writing):
+        pipeline = opening.pipeline()
+        people = pipeline.codes(list(edits.identities))
+        if edits.directions is not None:
+            table = _attributes(pipeline, people, edits, strengths)
+        elif edits.interpolate is not None:
+            table = _ways(pipeline, people, edits)
+        else:
+            table = _mixtures(people, edits)
+        jobs = [Job(edits.prompt, None, edits.seed, ((name, code),)) for row in table.cells for name, code in row]
+        output = pipeline.draw(jobs, pipeline.settings(**parsed_settings(edits.settings)))
     width = len(table.columns)
     drawn = [list(output.pixels[start : start + width]) for start in range(0, len(jobs), width)]
     rendered = _rendered(pipeline, table)

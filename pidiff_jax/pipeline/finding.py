@@ -13,7 +13,7 @@ from data_pipeline.records import open_records
 from pidiff_jax.convert.files import write_safetensors
 from pidiff_jax.editing.directions import Found, from_components, from_labels, move
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
-from pidiff_jax.pipeline.commands import Opening, Writing, claim_folder
+from pidiff_jax.pipeline.commands import Opening, Writing, claimed
 from pidiff_jax.pipeline.pipeline import Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
 from pidiff_jax.ranges import check_count
@@ -46,23 +46,12 @@ def find_directions(opening: Opening, writing: Writing, search: Search) -> Itera
     check_count("--num_components", search.num_components)
     if search.labels is not None and search.records is None:
         raise ValueError("expected --records, which the --labels are of, got none; name the folder")
-    claim_folder(writing)
-    pipeline = opening.pipeline()
-    known = _known(pipeline, search)
-    method = search.method or ("labels" if known.names else "components")
-    if method == "labels" and not known.names:
-        raise ValueError("expected labels, got codes without any; pass --labels=FILE.csv, or --method=components")
-    if method == "labels":
-        everything = from_labels(known.wplus, known.labels, known.names)
-        found = everything.without_unsure(_LEAST_SURENESS)
-        if left_out := sorted(everything.directions.keys() - found.directions.keys()):
-            yield f"left out, since the codes hardly tell them: {', '.join(left_out)}"
-        if not found.directions:
-            raise ValueError(
-                "expected a label that the codes tell, got none; add labelled codes, or pass --method=components"
-            )
-    else:
-        found = from_components(known.wplus, search.num_components)
+    with claimed(writing):
+        pipeline = opening.pipeline()
+        known = _known(pipeline, search)
+        found, left_out = _found(known, search)
+    if left_out:
+        yield f"left out, since the codes hardly tell them: {', '.join(left_out)}"
     for name, share in found.variance.items():
         sure = "" if found.sureness is None else f", told from codes with R2 {found.sureness[name]:.2f}"
         yield f"{name}: {share:.1%} of the variance{sure}"
@@ -71,13 +60,30 @@ def find_directions(opening: Opening, writing: Writing, search: Search) -> Itera
         path.unlink()
     write_safetensors(path, found.directions)
     facts = {
-        "method": method, "num_codes": len(known.wplus), "variance": found.variance, "sureness": found.sureness,
+        "method": "components" if found.sureness is None else "labels",
+        "num_codes": len(known.wplus), "variance": found.variance, "sureness": found.sureness,
         "layers_share": {name: _layer_shares(d) for name, d in found.directions.items()},
     }  # fmt: skip
     save_picture(
         path.with_suffix(".png"), _picture(pipeline, found, known, search.prompt), None, mark=writing.mark, note=facts
     )
     yield f"{path}: for launch.edit --directions; what each does is in {DIRECTIONS}.png, its figures in {DIRECTIONS}.json"
+
+
+def _found(known: KnownCodes, search: Search) -> tuple[Found, list[str]]:
+    """The directions, and the names of labels that were left out."""
+    method = search.method or ("labels" if known.names else "components")
+    if method == "components":
+        return from_components(known.wplus, search.num_components), []
+    if not known.names:
+        raise ValueError("expected labels, got codes without any; pass --labels=FILE.csv, or --method=components")
+    everything = from_labels(known.wplus, known.labels, known.names)
+    found = everything.without_unsure(_LEAST_SURENESS)
+    if not found.directions:
+        raise ValueError(
+            "expected a label that the codes tell, got none; add labelled codes, or pass --method=components"
+        )
+    return found, sorted(everything.directions.keys() - found.directions.keys())
 
 
 def _known(pipeline: Pipeline, search: Search) -> KnownCodes:

@@ -1,6 +1,7 @@
 """How strong an identity is, at which time, in which level and where: from a user's words to arrays."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,12 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
     Raises:
         ValueError: no mask, or one of other proportions.
     """
-    array = np.asarray(Image.open(mask)) if isinstance(mask, str) or hasattr(mask, "__fspath__") else np.asarray(mask)
+    try:
+        array = np.asarray(Image.open(mask) if isinstance(mask, str | Path) else mask)
+    except OSError as error:
+        raise ValueError(
+            f"expected a picture as {name}, got {mask} ({error}); check the path, or give a box"
+        ) from error
     if array.dtype == bool:
         array = array.astype(np.uint8)
     try:
