@@ -21,7 +21,7 @@ from pidiff_jax.sharding.rules import DEFAULT_RULES, replicated, scatter
 
 # (wplus (b, l, d), text_ids (b, m), noise (b, h, w, c), identity_scale) -> pixels (b, H, W, 3) in [0, 1] and identity
 # attention (b, h, w), which is not read where the scale is 0.
-GenerateFn = Callable[[np.ndarray, np.ndarray, Array, float], tuple[Array, Array]]
+GenerateFn = Callable[[np.ndarray, np.ndarray, np.ndarray | Array, float], tuple[Array, Array]]
 # Told after every step: how many of them have been taken, and how many there are.
 OnStep = Callable[[int, int], None]
 
@@ -125,7 +125,9 @@ class CompiledSampler:
     def with_parameters(self, params: Mapping[str, Any], sampling: Sampling) -> GenerateFn:
         """What `evaluate_identity` calls; params: {"unet", "text_encoder", "mapper", "vae"}."""
 
-        def draw(wplus: np.ndarray, text_ids: np.ndarray, noise: Array, scale: float) -> tuple[Array, Array]:
+        def draw(
+            wplus: np.ndarray, text_ids: np.ndarray, noise: np.ndarray | Array, scale: float
+        ) -> tuple[Array, Array]:
             codes = None if scale == 0.0 else self.tokens(params, np.asarray(wplus)[:, None])
             schedule = np.full((sampling.num_steps, 1, 1), scale, np.float32)
             request = Request(np.asarray(text_ids), np.asarray(noise), codes, schedule)

@@ -17,7 +17,7 @@ from pidiff_jax.worlds.portraits.sources import load_wplus_encoder
 from pidiff_jax.worlds.portraits.weight_files import load_weights
 
 _MIN_FACE_SHARE = 0.03  # of the picture, of a face that counts
-_LEAST_SURENESS = 0.9  # of each landmark; of drawn faces it is .99 and more
+_LEAST_SURENESS = 0.6  # of each landmark; of rendered faces it is .99 and more
 _MARGIN = 0.03  # of the width, around a head
 _PLAIN = 0.02  # spread of the border of an aligned face, which is plain grey
 
