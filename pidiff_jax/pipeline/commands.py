@@ -1,7 +1,7 @@
 """What the commands that draw have in common: a run is opened, and pictures are written with their recipes."""
 
 import contextlib
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pix
 from pidiff_jax.pipeline.settings import Settings
 
 ATTENTION, GRID, IDENTITIES = "attention", "grid.png", "identities.safetensors"
-_BOX = re.compile(r"[\d.]+(,[\d.]+){3}")
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,8 @@ def claimed(writing: Writing) -> Iterator[None]:
             f"expected a folder to write to at --output={folder}, got: {error.strerror}; choose another"
         ) from error
     try:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"expected a folder to write to at --output={folder}, got one that is not; choose another")
         yield
     except BaseException:
         if is_new and not any(folder.iterdir()):
@@ -251,7 +252,12 @@ def _code(pipeline: Pipeline, person: Mapping[str, Any], folder: Path) -> np.nda
 
 
 def _region(text: str) -> Any:
-    return tuple(float(x) for x in text.split(",")) if _BOX.fullmatch(text) else str(local_path(text, "--region"))
+    """A box where there are four numbers, in [0, 1] or not; else the name of a mask's file."""
+    with contextlib.suppress(ValueError):
+        numbers = tuple(float(x) for x in text.split(","))
+        if len(numbers) == 4:
+            return numbers
+    return str(local_path(text, "--region"))
 
 
 def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Pipeline: a trained run to draw people with, at home for whoever knows diffusers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from pidiff_jax.sampling.generate import sampler_for
 from pidiff_jax.worlds import Faces
 
 Code = Float[np.ndarray, "l d"]
+_MAX_IMAGES = 100_000  # of a prompt in one call; all are held in memory
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ class Pipeline:
         negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
         if len(negatives) != len(prompts):
             raise ValueError(f"expected one negative_prompt, or {len(prompts)}, got {len(negatives)}; pair them")
-        check_count("num_images", num_images)
+        check_count("num_images", num_images, most=_MAX_IMAGES)
         single = not isinstance(seed, list | tuple | range | np.ndarray)
         if single:
             check_count("a seed", int(seed) if isinstance(seed, np.integer) else seed, least=0, most=MAX_SEED)
@@ -356,7 +357,9 @@ class Pipeline:
     def _checked_size(self, settings: Settings) -> tuple[int, int]:
         factor = self.components.vae.spec.downsampling
         own = tuple(factor * each for each in self.components.latent_size)
-        height, width = settings.height or own[0], settings.width or own[1]
+        height, width = (
+            own[i] if given is None else given for i, given in enumerate((settings.height, settings.width))
+        )
         multiple = factor * 2 ** (len(self.components.unet.spec.block_out_channels) - 1)
         for name, pixels in (("height", height), ("width", width)):
             check_count(name, pixels)
@@ -468,7 +471,7 @@ class Pipeline:
 
 
 def _texts(name: str, texts: Any) -> list[str]:
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else []
     if not listed or (wrong := [each for each in listed if not isinstance(each, str)]):
         raise ValueError(f"expected {name} as a text or several, got {wrong[0] if listed else texts!r}; correct it")
     return listed
