@@ -134,7 +134,7 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
 
     order: must ask for nothing; the recipe has it all.
     """
-    pictures = order.regions or order.image or order.mask_image
+    pictures = order.regions or order.image or order.mask_image or order.seed != 0 or order.num_images != 1
     if order.prompts or order.negative_prompt or order.identities or order.settings or pictures:
         raise ValueError(
             "expected --from-recipe alone, got more about the picture; the recipe has it all, leave it out"
@@ -219,9 +219,14 @@ def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutpu
         Settings.from_json(recipe.settings),
         image=image.get("image"),
         mask_image=image.get("mask_image"),
-        regions=recipe.regions,
+        regions=None
+        if recipe.regions is None
+        else [each["mask"] if isinstance(each, dict) else each for each in recipe.regions],
         place=(recipe.place[0], recipe.place[1]),
     )
+    for old, new in zip(recipe.regions or [], output.recipes[0].regions or [], strict=True):
+        if isinstance(old, dict) and old != new:
+            raise ValueError(f"expected the mask {old['mask']} as the recipe knows it, got another; bring it back")
     found = output.recipes[0].image or {}
     if changed := [name for name, value in image.items() if found.get(name) != value]:
         raise ValueError(

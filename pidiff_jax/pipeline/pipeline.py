@@ -22,7 +22,7 @@ from pidiff_jax.paths import flatten
 from pidiff_jax.pipeline.canvas import Canvas, name_of
 from pidiff_jax.pipeline.identity_scale import identity_schedule, region_masks
 from pidiff_jax.pipeline.people import encode_photographs, read_people
-from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash
 from pidiff_jax.pipeline.settings import Settings
 from pidiff_jax.ranges import MAX_SEED, check_count
 from pidiff_jax.runs.saved_run import SavedRun, open_run
@@ -249,6 +249,7 @@ class Pipeline:
         masks = None if regions is None else region_masks(regions, size, latent_size)
         if masks is not None and len(masks) != num_people:
             raise ValueError(f"expected a region for each of {num_people} people, got {len(masks)}; pair them")
+        where = None if regions is None or masks is None else _plain(regions, masks)
         schedule = self._schedule(settings, num_people)
         first_step = self._first_step(settings, canvas)
         at, batch_size = place if place is not None else (0, min(self.batch_size, len(jobs)))
@@ -271,7 +272,7 @@ class Pipeline:
                 pixels.append(np.asarray(drawn)[keep])
                 attention.append(np.asarray(heat if masks is None else heat * masks[None])[keep])
                 for index, job in enumerate(own):
-                    recipes.append(self._recipe(job, settings, canvas, regions, (at + index, batch_size)))
+                    recipes.append(self._recipe(job, settings, canvas, where, (at + index, batch_size)))
         joined = np.concatenate(pixels)
         if not np.isfinite(joined).all():
             raise ValueError(
@@ -448,7 +449,7 @@ class Pipeline:
         job: Job,
         settings: Settings,
         canvas: "Canvas | None",
-        regions: Sequence[Any] | None,
+        regions: list[Any] | None,
         place: tuple[int, int],
     ) -> Recipe:
         return Recipe(
@@ -456,7 +457,7 @@ class Pipeline:
             negative_prompt=job.negative_prompt,
             seed=job.seed,
             people=[{"source": source, "sha256": code_hash(code)} for source, code in job.people],
-            regions=_plain(regions),
+            regions=regions,
             image=None if canvas is None else canvas.source,
             settings=asdict(settings),
             place=list(place),
@@ -481,8 +482,11 @@ def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
 
 
-def _plain(regions: Sequence[Any] | None) -> list[Any] | None:
-    """Boxes as lists, files by their names; masks in memory leave no trace but that they were there."""
-    if regions is None:
-        return None
-    return [[float(x) for x in each] if np.ndim(each) == 1 else name_of(each) for each in regions]
+def _plain(regions: Sequence[Any], masks: Float[np.ndarray, "p h w"]) -> list[Any]:
+    """Boxes as lists, files by their names and what they hold; masks in memory leave no trace but that they were there."""
+    return [
+        [float(x) for x in each]
+        if np.ndim(each) == 1
+        else (name := name_of(each)) and {"mask": name, "sha256": pixels_hash(np.rint(mask * 255).astype(np.uint8))}
+        for each, mask in zip(regions, masks, strict=True)
+    ]

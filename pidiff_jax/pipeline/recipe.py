@@ -40,6 +40,7 @@ class Recipe:
     """All that a picture depends on; as JSON in and beside its file.
 
     people: where each W+ code is from, and its hash: the code itself, which is a face, isn't in the picture.
+    regions: boxes; masks as {"mask": file, "sha256": hash of where it lets the person be}; None of one that was in memory.
     image: of a picture that was changed: files and hashes of it and of its mask.
     settings: `pipeline.Settings`. place: in which batch it was drawn, [place, size].
     run: its folder, step and content hashes.
