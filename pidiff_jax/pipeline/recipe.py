@@ -82,10 +82,10 @@ class Recipe:
     def check(self) -> None:
         """Raises ValueError where a value is none that was written here, as after a slip of the pen."""
         check_count("seed", self.seed, least=0, most=MAX_SEED)
-        texts = isinstance(self.prompt, str) and isinstance(self.negative_prompt, str | None)
+        texts: list[Any] = [self.prompt, self.negative_prompt or ""]
         place = isinstance(self.place, list) and len(self.place) == 2 and all(type(each) is int for each in self.place)
         parts = {
-            "prompt": texts,
+            "prompt": all(isinstance(each, str) for each in texts),
             "place": place and 0 <= self.place[0] < self.place[1],
             "people": _has(self.people, "source", "sha256"),
             "regions": self.regions is None or isinstance(self.regions, list),
