@@ -12,6 +12,7 @@ from absl import flags
 
 from launch import command_line, drawing_flags
 
+flags.adopt_module_key_flags(drawing_flags)
 RECORDS = command_line.define_path("records", "Folder of records; by default the run's own people.")
 LABELS = command_line.define_path("labels", "CSV file of the records' attributes.")
 METHOD = flags.DEFINE_enum("method", None, ["labels", "components"], "labels where there are any, by default.")

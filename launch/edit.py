@@ -12,6 +12,7 @@ from absl import flags
 
 from launch import command_line, drawing_flags
 
+flags.adopt_module_key_flags(drawing_flags)
 PROMPT = flags.DEFINE_string("prompt", None, "What to draw.", required=True)
 DIRECTIONS = command_line.define_path("directions", "File of directions: .safetensors, .npy, .pt or .csv.")
 ATTRIBUTE = flags.DEFINE_multi_string("attribute", [], "Names in that file; repeatable; the first six by default.")

@@ -12,6 +12,7 @@ from absl import flags
 
 from launch import command_line, drawing_flags
 
+flags.adopt_module_key_flags(drawing_flags)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What guidance leads away from.")
 REGION = flags.DEFINE_multi_string(

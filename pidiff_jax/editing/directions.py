@@ -33,7 +33,8 @@ def move(
     if direction.shape != code.shape:
         raise ValueError(f"expected a direction of shape {code.shape}, got {direction.shape}; it is of another encoder")
     moved, chosen = np.array(code), layers_of(layers, len(code))
-    moved[chosen] += strength * direction[chosen]
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved[chosen] += strength * direction[chosen]
     return moved
 
 
@@ -57,21 +58,30 @@ def read_directions(path: Path, num_layers: int, wplus_dim: int) -> dict[str, Di
     if path.suffix == ".csv":
         return _named_components(path, num_layers, wplus_dim)
     if path.suffix == ".npy":
-        try:
-            tensors = {path.stem: np.load(path, allow_pickle=False)}
-        except ValueError as error:
-            raise ValueError(f"expected an array in {path}, got: {error}; save it with numpy.save") from None
+        tensors = {path.stem: _read_array(path)}
     elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, np.float32)
     else:
         raise ValueError(f"expected directions as .npy, .safetensors, .pt or .csv, got {path}; convert the file")
     if {"comp", "std"} <= tensors.keys():
         return {f"pc{i}": each for i, each in enumerate(_components(tensors, path, num_layers, wplus_dim))}
+    if not tensors:
+        raise ValueError(f"expected directions in {path}, got no arrays; take another file")
     found = {
         _name(name, path): _as_direction(array, f"{name} of {path}", num_layers, wplus_dim)
         for name, array in tensors.items()
     }
     return dict(sorted(found.items(), key=lambda pair: -float(np.linalg.norm(pair[1]))))
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise ValueError(f"expected an array in {path}, got a file of another kind; save it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"expected one array in {path}, got an archive of arrays; save each with numpy.save")
+    return array
 
 
 def _name(tensor: str, path: Path) -> str:
@@ -81,18 +91,18 @@ def _name(tensor: str, path: Path) -> str:
 
 def _as_direction(array: np.ndarray, name: str, num_layers: int, wplus_dim: int) -> Direction:
     squeezed = array.reshape([n for n in array.shape if n != 1] or [1]) if array.ndim > 2 else array
-    if squeezed.dtype.kind not in "fiu" or squeezed.shape not in [
-        (wplus_dim,),
-        (1, wplus_dim),
-        (num_layers, wplus_dim),
-    ]:
+    if squeezed.dtype.kind not in "fiu":
+        raise ValueError(f"expected real numbers in {name}, got {array.dtype}; take another file")
+    if squeezed.shape not in [(wplus_dim,), (1, wplus_dim), (num_layers, wplus_dim)]:
         raise ValueError(
             f"expected a direction of shape ({num_layers}, {wplus_dim}), or ({wplus_dim},) for all layers, got {array.shape} "
             f"in {name}; it is of another encoder"
         )
-    if not np.isfinite(squeezed).all():
+    with np.errstate(over="ignore"):
+        single = squeezed.astype(np.float32)
+    if not np.isfinite(single).all():
         raise ValueError(f"expected finite numbers in {name}, got others; take another file")
-    return np.broadcast_to(squeezed.astype(np.float32), (num_layers, wplus_dim)).copy()
+    return np.broadcast_to(single, (num_layers, wplus_dim)).copy()
 
 
 def _components(
@@ -113,13 +123,20 @@ def _named_components(path: Path, num_layers: int, wplus_dim: int) -> dict[str, 
     files = sorted(path.parent.glob("*.pt"))
     if len(files) != 1:
         raise ValueError(f"expected one .pt with the components beside {path}, found {len(files)}; put the one there")
-    components = _components(read_tensors(files[0]), files[0], num_layers, wplus_dim)
+    tensors = read_tensors(files[0], np.float32)
+    if not {"comp", "std"} <= tensors.keys():
+        raise ValueError(
+            f"expected principal components, comp and std, in {files[0]}, which {path} is of, got others; put those there"
+        )
+    components = _components(tensors, files[0], num_layers, wplus_dim)
     found: dict[str, Direction] = {}
-    for number, row in enumerate(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()), 1):
+    for number, row in enumerate(csv.reader(read_lines(path)), 1):
+        if not row:
+            continue
         try:
             index, start, end = (int(float(value)) for value in row[:3])
         except (ValueError, OverflowError):
-            if number == 1:
+            if number == 1 and not any(map(_is_number, row)):
                 continue  # a header
             raise ValueError(
                 f"{path}, line {number}: expected component,start,end, got {','.join(row)!r}; correct it"
@@ -132,8 +149,25 @@ def _named_components(path: Path, num_layers: int, wplus_dim: int) -> dict[str, 
         direction = np.zeros_like(components[index])
         direction[start:end] = components[index, start:end]
         words = [value.strip() for value in row[3:] if value.strip() and not _is_number(value)]
-        found[words[0] if words else f"pc{index}_{start}_{end}"] = direction
+        name = words[0] if words else f"pc{index}_{start}_{end}"
+        if name in found:
+            raise ValueError(f"{path}, line {number}: expected each name once, got {name!r} again; rename one")
+        found[name] = direction
+    if not found:
+        raise ValueError(f"expected rows component,start,end[,strength][,name] in {path}, got none; add some")
     return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """Of a CSV file.
+
+    Raises:
+        ValueError: it isn't in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"expected a CSV file in UTF-8 at {path}, got another encoding; save it as UTF-8") from None
 
 
 def _is_number(text: str) -> bool:
@@ -208,6 +242,8 @@ def from_components(codes: Float[np.ndarray, "n l d"], count: int = 10) -> Found
     """
     if len(codes) <= count:
         raise ValueError(f"expected more than {count} codes for {count} components, got {len(codes)}; ask for fewer")
+    if count > (most := int(np.prod(codes.shape[1:]))):
+        raise ValueError(f"expected at most {most} components, as codes have numbers, got {count}; ask for fewer")
     centred = codes.reshape(len(codes), -1).astype(np.float64)
     centred = centred - centred.mean(0)
     _, singular, vectors = np.linalg.svd(centred, full_matrices=False)

@@ -85,9 +85,11 @@ def per_layer(values: float | Sequence[float] | Mapping[str, float], num_layers:
     if isinstance(values, Mapping):
         numbers = np.ones(num_layers, np.float32)
         for levels, value in values.items():
-            numbers[layers_of(levels, num_layers)] = value
+            with np.errstate(over="ignore"):
+                numbers[layers_of(levels, num_layers)] = value
         return numbers
-    array = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is refused by who uses it
+        array = np.asarray(values, np.float32)
     if array.shape not in [(), (num_layers,)]:
         raise ValueError(
             f"expected one number, or one for each of {num_layers} layers, got {array.shape}; correct them"

@@ -71,8 +71,8 @@ class HeldOut(Protocol):
     def check_people(self, count: int) -> None:
         """Raises ValueError if there aren't so many people, or fewer than 1 are asked for."""
 
-    def people(self, count: int, num_references: int = 1) -> People:
-        """The split's first people; making their pictures may take a while.
+    def people(self, count: int, num_references: int = 1, start: int = 0) -> People:
+        """The split's people from its `start`-th on; making their pictures may take a while.
 
         num_references: photographs whose W+ codes are averaged for each of them; none is the gallery's.
         """

@@ -1,7 +1,7 @@
 """What the commands that draw have in common: a run is opened, and pictures are written with their recipes."""
 
 import contextlib
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pix
 from pidiff_jax.pipeline.settings import Settings
 
 ATTENTION, GRID, IDENTITIES = "attention", "grid.png", "identities.safetensors"
-_BOX = re.compile(r"[\d.]+(,[\d.]+){3}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
 
     order: must ask for nothing; the recipe has it all.
     """
-    pictures = order.regions or order.image or order.mask_image
+    pictures = order.regions or order.image or order.mask_image or order.seed != 0 or order.num_images != 1
     if order.prompts or order.negative_prompt or order.identities or order.settings or pictures:
         raise ValueError(
             "expected --from-recipe alone, got more about the picture; the recipe has it all, leave it out"
@@ -191,6 +190,8 @@ def claimed(writing: Writing) -> Iterator[None]:
             f"expected a folder to write to at --output={folder}, got: {error.strerror}; choose another"
         ) from error
     try:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"expected a folder to write to at --output={folder}, got one that is not; choose another")
         yield
     except BaseException:
         if is_new and not any(folder.iterdir()):
@@ -218,9 +219,14 @@ def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutpu
         Settings.from_json(recipe.settings),
         image=image.get("image"),
         mask_image=image.get("mask_image"),
-        regions=recipe.regions,
+        regions=None
+        if recipe.regions is None
+        else [each["mask"] if isinstance(each, dict) else each for each in recipe.regions],
         place=(recipe.place[0], recipe.place[1]),
     )
+    for old, new in zip(recipe.regions or [], output.recipes[0].regions or [], strict=True):
+        if isinstance(old, dict) and old != new:
+            raise ValueError(f"expected the mask {old['mask']} as the recipe knows it, got another; bring it back")
     found = output.recipes[0].image or {}
     if changed := [name for name, value in image.items() if found.get(name) != value]:
         raise ValueError(
@@ -251,7 +257,12 @@ def _code(pipeline: Pipeline, person: Mapping[str, Any], folder: Path) -> np.nda
 
 
 def _region(text: str) -> Any:
-    return tuple(float(x) for x in text.split(",")) if _BOX.fullmatch(text) else str(local_path(text, "--region"))
+    """A box where there are four numbers, in [0, 1] or not; else the name of a mask's file."""
+    with contextlib.suppress(ValueError):
+        numbers = tuple(float(x) for x in text.split(","))
+        if len(numbers) == 4:
+            return numbers
+    return str(local_path(text, "--region"))
 
 
 def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:

@@ -53,6 +53,7 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
         ValueError, FileNotFoundError, FileExistsError: it can't be done; before anything is drawn.
     """
     strengths = _numbers(edits.strengths)
+    _check_together(edits)
     check_count("--seed", edits.seed, least=0, most=MAX_SEED)
     with claimed(writing):
         pipeline = opening.pipeline()
@@ -63,6 +64,8 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
             table = _ways(pipeline, people, edits)
         else:
             table = _mixtures(people, edits)
+        if not all(np.isfinite(code).all() for row in table.cells for _, code in row):
+            raise ValueError("expected finite W+ codes, got others; take smaller --strengths")
         jobs = [Job(edits.prompt, None, edits.seed, ((name, code),)) for row in table.cells for name, code in row]
         output = pipeline.draw(jobs, pipeline.settings(**parsed_settings(edits.settings)))
     width = len(table.columns)
@@ -140,6 +143,19 @@ def _rendered(pipeline: Pipeline, table: Table) -> list[list[np.ndarray]] | None
     pictures = pipeline.run.world.render_codes(codes)
     width = len(table.columns)
     return None if pictures is None else [list(pictures[i : i + width]) for i in range(0, len(pictures), width)]
+
+
+def _check_together(edits: Edits) -> None:
+    """Refuses flags that others make idle."""
+    way, along = edits.interpolate is not None, edits.directions is not None
+    for flag, is_given, needed in (
+        ("--attribute", bool(edits.attributes) and not along, "with --directions"),
+        ("--by=tokens", edits.by == "tokens" and (along or not way), "with --interpolate"),
+        ("--interpolate", way and along, "without --directions"),
+        ("--layers", edits.layers is not None and way, "without --interpolate"),
+    ):
+        if is_given:
+            raise ValueError(f"expected {flag} {needed}, got it otherwise; correct the flags")
 
 
 def _numbers(texts: Sequence[str]) -> list[float]:

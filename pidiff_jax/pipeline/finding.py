@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipeline.records import open_records
 from pidiff_jax.convert.files import write_safetensors
-from pidiff_jax.editing.directions import Found, from_components, from_labels, move
+from pidiff_jax.editing.directions import Found, from_components, from_labels, move, read_lines
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.pipeline.commands import Opening, Writing, claimed
 from pidiff_jax.pipeline.pipeline import Pipeline
@@ -108,7 +108,7 @@ def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path
     """The codes whose pictures have a row in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a CSV file at --labels={path}, found none; check the path")
-    rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    rows = list(csv.DictReader(read_lines(path)))
     names = tuple(name for name in (rows[0] if rows else {}) if name != "picture")
     if not rows or "picture" not in rows[0] or not names:
         columns = ", ".join(rows[0]) if rows else "nothing"
@@ -117,6 +117,13 @@ def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path
         known = {row["picture"]: [float(row[name]) for name in names] for row in rows}
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected numbers in {path}, got: {error}; correct them") from None
+    if not np.isfinite(list(known.values())).all():
+        wrong = next(picture for picture, numbers in known.items() if not np.isfinite(numbers).all())
+        raise ValueError(f"expected finite numbers in {path}, got others for {wrong!r}; leave its row out")
+    if len(known) < len(rows):
+        raise ValueError(
+            f"expected one row of each picture in {path}, got {len(rows) - len(known)} more; leave one of each"
+        )
     found = [index for index, picture in enumerate(pictures) if picture in known]
     if not found:
         raise ValueError(

@@ -75,11 +75,12 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
     Raises:
         ValueError: no mask, or one of other proportions.
     """
+    or_box = ", or give 'face'" if name == "mask_image" else ", or give a box left,top,right,bottom"
     try:
         array = np.asarray(Image.open(mask) if isinstance(mask, str | Path) else mask)
     except OSError as error:
         raise ValueError(
-            f"expected a picture as {name}, got {mask} ({error}); check the path, or give a box"
+            f"expected a picture as {name}, got {mask} ({_reason(error)}); check the path{or_box}"
         ) from error
     if array.dtype == bool:
         array = array.astype(np.uint8)
@@ -93,6 +94,10 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
             f"{levels.shape[0]}; cut or resize it"
         )
     return np.asarray(Image.fromarray(levels).resize(size[::-1], Image.Resampling.BOX), np.float32) / 255.0
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or "it can't be read as one"
 
 
 def _is_all_white(array: np.ndarray) -> bool:

@@ -80,7 +80,7 @@ def _held_out(match: re.Match[str], world: World) -> dict[str, np.ndarray]:
             f"{world.title}, got {match[0]!r}; nobody is held out there"
         )
     held_out.check_people(number + 1)
-    return {f"{split}_{number}": np.asarray(held_out.people(number + 1).wplus[number], np.float32)}
+    return {f"{split}_{number}": np.asarray(held_out.people(1, start=number).wplus[0], np.float32)}
 
 
 def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
@@ -95,19 +95,19 @@ def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
 def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
     path = local_path(text, "--identity")
     if path.is_dir():
-        pictures = sorted(each for each in path.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+        pictures = sorted(each for each in path.iterdir() if _is_picture(each))
         if not pictures:
             raise ValueError(
                 f"--identity={text}: expected a folder with photographs of a person, found none; name another"
             )
-        return {path.resolve().name: encode_photographs(pictures, faces())}
+        return {_as_name(path.resolve().name): encode_photographs(pictures, faces())}
     if not path.is_file():
         raise FileNotFoundError(
             f"expected a photograph, a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as "
             f"--identity, found no file {path}; check it"
         )
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return {path.stem: encode_photographs([path], faces())}
+        return {_as_name(path.stem): encode_photographs([path], faces())}
     if path.suffix == ".safetensors":
         return read_tensors(path, np.float32)
     if path.suffix == ".npy":
@@ -116,6 +116,16 @@ def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
         f"expected a photograph ({', '.join(PICTURE_SUFFIXES)}), W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) "
         f"or a held-out person (test:0) as --identity, got {path}; convert it"
     )
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name; hidden files, such as ._1.png that macOS leaves, are none."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _as_name(text: str) -> str:
+    """Of a photograph or folder, which may have spaces and brackets in theirs."""
+    return re.sub(r"[^\w.-]+", "_", text).lstrip(".") or "person"
 
 
 def encode_photographs(

@@ -1,7 +1,7 @@
 """Pipeline: a trained run to draw people with, at home for whoever knows diffusers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from pidiff_jax.paths import flatten
 from pidiff_jax.pipeline.canvas import Canvas, name_of
 from pidiff_jax.pipeline.identity_scale import identity_schedule, region_masks
 from pidiff_jax.pipeline.people import encode_photographs, read_people
-from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash
 from pidiff_jax.pipeline.settings import Settings
 from pidiff_jax.ranges import MAX_SEED, check_count
 from pidiff_jax.runs.saved_run import SavedRun, open_run
@@ -31,6 +31,7 @@ from pidiff_jax.sampling.generate import sampler_for
 from pidiff_jax.worlds import Faces
 
 Code = Float[np.ndarray, "l d"]
+_MAX_IMAGES = 100_000  # of a prompt in one call; all are held in memory
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ class Pipeline:
         masks = None if regions is None else region_masks(regions, size, latent_size)
         if masks is not None and len(masks) != num_people:
             raise ValueError(f"expected a region for each of {num_people} people, got {len(masks)}; pair them")
+        where = None if regions is None or masks is None else _plain(regions, masks)
         schedule = self._schedule(settings, num_people)
         first_step = self._first_step(settings, canvas)
         at, batch_size = place if place is not None else (0, min(self.batch_size, len(jobs)))
@@ -270,7 +272,7 @@ class Pipeline:
                 pixels.append(np.asarray(drawn)[keep])
                 attention.append(np.asarray(heat if masks is None else heat * masks[None])[keep])
                 for index, job in enumerate(own):
-                    recipes.append(self._recipe(job, settings, canvas, regions, (at + index, batch_size)))
+                    recipes.append(self._recipe(job, settings, canvas, where, (at + index, batch_size)))
         joined = np.concatenate(pixels)
         if not np.isfinite(joined).all():
             raise ValueError(
@@ -298,7 +300,7 @@ class Pipeline:
         negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
         if len(negatives) != len(prompts):
             raise ValueError(f"expected one negative_prompt, or {len(prompts)}, got {len(negatives)}; pair them")
-        check_count("num_images", num_images)
+        check_count("num_images", num_images, most=_MAX_IMAGES)
         single = not isinstance(seed, list | tuple | range | np.ndarray)
         if single:
             check_count("a seed", int(seed) if isinstance(seed, np.integer) else seed, least=0, most=MAX_SEED)
@@ -356,7 +358,9 @@ class Pipeline:
     def _checked_size(self, settings: Settings) -> tuple[int, int]:
         factor = self.components.vae.spec.downsampling
         own = tuple(factor * each for each in self.components.latent_size)
-        height, width = settings.height or own[0], settings.width or own[1]
+        height, width = (
+            own[i] if given is None else given for i, given in enumerate((settings.height, settings.width))
+        )
         multiple = factor * 2 ** (len(self.components.unet.spec.block_out_channels) - 1)
         for name, pixels in (("height", height), ("width", width)):
             check_count(name, pixels)
@@ -445,7 +449,7 @@ class Pipeline:
         job: Job,
         settings: Settings,
         canvas: "Canvas | None",
-        regions: Sequence[Any] | None,
+        regions: list[Any] | None,
         place: tuple[int, int],
     ) -> Recipe:
         return Recipe(
@@ -453,7 +457,7 @@ class Pipeline:
             negative_prompt=job.negative_prompt,
             seed=job.seed,
             people=[{"source": source, "sha256": code_hash(code)} for source, code in job.people],
-            regions=_plain(regions),
+            regions=regions,
             image=None if canvas is None else canvas.source,
             settings=asdict(settings),
             place=list(place),
@@ -468,7 +472,7 @@ class Pipeline:
 
 
 def _texts(name: str, texts: Any) -> list[str]:
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else []
     if not listed or (wrong := [each for each in listed if not isinstance(each, str)]):
         raise ValueError(f"expected {name} as a text or several, got {wrong[0] if listed else texts!r}; correct it")
     return listed
@@ -478,8 +482,11 @@ def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
 
 
-def _plain(regions: Sequence[Any] | None) -> list[Any] | None:
-    """Boxes as lists, files by their names; masks in memory leave no trace but that they were there."""
-    if regions is None:
-        return None
-    return [[float(x) for x in each] if np.ndim(each) == 1 else name_of(each) for each in regions]
+def _plain(regions: Sequence[Any], masks: Float[np.ndarray, "p h w"]) -> list[Any]:
+    """Boxes as lists, files by their names and what they hold; masks in memory leave no trace but that they were there."""
+    return [
+        [float(x) for x in each]
+        if np.ndim(each) == 1
+        else (name := name_of(each)) and {"mask": name, "sha256": pixels_hash(np.rint(mask * 255).astype(np.uint8))}
+        for each, mask in zip(regions, masks, strict=True)
+    ]

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
+from pidiff_jax.ranges import MAX_SEED, about, check_count
 
 # In a picture's metadata.
 RECIPE_KEY = "pidiff_jax.recipe"
@@ -39,6 +40,7 @@ class Recipe:
     """All that a picture depends on; as JSON in and beside its file.
 
     people: where each W+ code is from, and its hash: the code itself, which is a face, isn't in the picture.
+    regions: boxes; masks as {"mask": file, "sha256": hash of where it lets the person be}; None of one that was in memory.
     image: of a picture that was changed: files and hashes of it and of its mask.
     settings: `pipeline.Settings`. place: in which batch it was drawn, [place, size].
     run: its folder, step and content hashes.
@@ -68,11 +70,37 @@ class Recipe:
             ValueError: not a recipe.
         """
         try:
-            return cls(**json.loads(text))
+            recipe = cls(**json.loads(text))
         except (json.JSONDecodeError, TypeError):
             raise ValueError(
                 f"expected the recipe of a picture in {name}, got something else; give a PNG or JSON file of launch.sample"
             ) from None
+        with about(f"the recipe {name}"):
+            recipe.check()
+        return recipe
+
+    def check(self) -> None:
+        """Raises ValueError where a value is none that was written here, as after a slip of the pen."""
+        check_count("seed", self.seed, least=0, most=MAX_SEED)
+        texts: list[Any] = [self.prompt, self.negative_prompt or ""]
+        place = isinstance(self.place, list) and len(self.place) == 2 and all(type(each) is int for each in self.place)
+        parts = {
+            "prompt": all(isinstance(each, str) for each in texts),
+            "place": place and 0 <= self.place[0] < self.place[1],
+            "people": _has(self.people, "source", "sha256"),
+            "regions": self.regions is None or isinstance(self.regions, list),
+            "image": self.image is None or _has([self.image], "image", "image_sha256"),
+            "settings": isinstance(self.settings, dict),
+            "run": _has([self.run], "folder", "step", "fingerprints"),
+        }
+        if wrong := [part for part, fits in parts.items() if not fits]:
+            raise ValueError(
+                f"expected {wrong[0]} as launch.sample writes it, got {getattr(self, wrong[0])!r}; restore it"
+            )
+
+
+def _has(parts: Any, *names: str) -> bool:
+    return isinstance(parts, list) and all(isinstance(part, dict) and part.keys() >= set(names) for part in parts)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -85,7 +113,7 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"expected a picture or recipe at {path}, found none; check the path")
     if path.suffix == ".json":
-        return Recipe.from_json(path.read_text(encoding="utf-8"), str(path))
+        return Recipe.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     try:
         with Image.open(path) as picture:
             text = picture.info.get(RECIPE_KEY, "")

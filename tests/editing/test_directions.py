@@ -88,7 +88,7 @@ def test_published_directions_are_read():
     [
         ("narrow.pt", random(256), r"expected a direction of shape \(18, 512\), .*, got \(256,\) in .*another encoder"),
         ("deep.npy", random(14, WIDTH), r"got \(14, 512\)"),
-        ("texts.npy", np.full(WIDTH, "a"), "expected a direction of shape"),
+        ("texts.npy", np.full(WIDTH, "a"), "expected real numbers in texts"),
         ("holes.npy", np.full(WIDTH, np.nan), "expected finite numbers in holes"),
         ("holes.pt", np.full(WIDTH, np.inf), "finite|NaN|infinit"),
     ],
@@ -107,7 +107,7 @@ def test_files_of_no_known_form_are_refused_in_one_line(tmp_path):
     (tmp_path / "age.txt").write_text("1 2 3", encoding="utf-8")
     (tmp_path / "age.npy").write_text("1 2 3", encoding="utf-8")
     assert_refused(tmp_path / "age.txt", r"expected directions as \.npy, \.safetensors, \.pt or \.csv, got .*age\.txt")
-    assert_refused(tmp_path / "age.npy", r"expected an array in .*age\.npy, got: ")
+    assert_refused(tmp_path / "age.npy", r"expected an array in .*age\.npy, got a file of another kind")
     with pytest.raises(FileNotFoundError, match="expected a file of directions at .*smile.pt, found none"):
         read_directions(tmp_path / "smile.pt", LAYERS, WIDTH)
 
@@ -186,3 +186,32 @@ def test_a_planted_component_comes_first_with_its_share_of_the_variance():
     assert found.variance["pc0"] == pytest.approx(37 / (36 + 32), rel=0.05)
     with pytest.raises(ValueError, match="expected more than 10 codes for 10 components, got 10"):
         from_components(random(10, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nothing.npy", b"", "got a file of another kind; save it with numpy.save"),
+        ("semicolons.csv", b"0;0;4;10;smile\n", "expected rows component,start,end"),
+        ("empty.csv", b"", "expected rows component,start,end"),
+        ("latin.csv", "0,0,4,1,lächeln\n".encode("latin1"), "expected a CSV file in UTF-8"),
+        ("twice.csv", b"0,0,2,1,a\n\n1,0,2,1,a\n", "line 3: expected each name once, got 'a' again"),
+    ],
+)
+def test_a_file_without_directions_is_refused_in_one_line(tmp_path, name, content, message):
+    components(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    assert_refused(tmp_path / name, message)
+
+
+def test_a_list_of_names_beside_something_else_than_components_is_refused(tmp_path):
+    save(tmp_path / "age.pt", random(WIDTH))
+    (tmp_path / "names.csv").write_text("0,0,4,1,smile\n", encoding="utf-8")
+    assert_refused(tmp_path / "names.csv", "expected principal components, comp and std")
+    write_safetensors(tmp_path / "none.safetensors", {})
+    assert_refused(tmp_path / "none.safetensors", "got no arrays")
+
+
+def test_there_are_no_more_components_than_numbers():
+    with pytest.raises(ValueError, match="expected at most 4 components, as codes have numbers, got 5"):
+        from_components(random(20, 2, 2), 5)

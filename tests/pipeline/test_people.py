@@ -110,3 +110,11 @@ def test_two_people_need_two_names(tmp_path):
 def test_nobody_is_made_of_no_photographs():
     with pytest.raises(ValueError, match="expected photographs of a person, got none"):
         pipeline().encode_identity([])
+
+
+def test_photographs_may_have_names_with_spaces_and_hidden_files_are_none(tmp_path):
+    photographs(tmp_path / "anna (1)")
+    (tmp_path / "anna (1)" / "._0.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "anna (1)" / "folder.png").mkdir()
+    assert list(people(tmp_path / "anna (1)")) == ["anna_1_"]
+    assert list(people(tmp_path / "anna (1)" / "0.png")) == ["0"]

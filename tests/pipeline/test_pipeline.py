@@ -103,6 +103,8 @@ BAD = {
         {"image": picture()[:8]},
         "expected image with the proportions of what is drawn, 16 x 16, got 16 x 8",
     ),
+    "height of zero": ({"height": 0}, "expected height of at least 1, got 0"),
+    "too many": ({"num_images": 2**31 - 1}, "expected num_images of at most 100000"),
     "no prompt": ({"prompt": []}, r"expected prompt as a text or several, got \[\]"),
     "two negatives": ({"negative_prompt": ["a", "b"]}, "expected one negative_prompt, or 1, got 2"),
 }

@@ -136,3 +136,25 @@ def test_what_holds_no_recipe_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="expected a picture or recipe at .*nothing.png, found none"):
         read_recipe(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**40), ("place", [9, 2]), ("people", [{}])])
+def test_a_recipe_that_somebody_spoiled_is_refused_in_one_line(tmp_path, name, value):
+    path, recipe = keep(tmp_path, draw(PROMPT, codes(1)[0]), codes(1))
+    spoiled = tmp_path / "spoiled.json"
+    spoiled.write_text(json.dumps(json.loads(recipe.to_json()) | {name: value}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"the recipe .*spoiled.json: expected {name}") as error:
+        read_recipe(spoiled)
+    assert "\n" not in str(error.value)
+
+
+def test_the_mask_of_a_region_has_changed(tmp_path):
+    mask = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+    mask[:, :8] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    output = draw(PROMPT, codes(2), regions=[str(tmp_path / "mask.png"), (0.5, 0.0, 1.0, 1.0)])
+    path, recipe = keep(tmp_path, output, codes(2))
+    assert draw_recipe(shared_pipeline(), recipe, path).recipes[0] == output.recipes[0]
+    Image.fromarray(mask.T).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="expected the mask .*mask.png as the recipe knows it, got another"):
+        draw_recipe(shared_pipeline(), recipe, path)

@@ -37,9 +37,9 @@ class HeldOutPortraits:
         """See `HeldOut.check_people`."""
         renderer.person_ids(self.split, count)
 
-    def people(self, count: int, num_references: int = 1) -> People:
+    def people(self, count: int, num_references: int = 1, start: int = 0) -> People:
         """People that no training has seen."""
-        return held_out_people(self.split, count, load_wplus_encoder(), num_references)
+        return held_out_people(self.split, count, load_wplus_encoder(), num_references, start)
 
     def prompts(self, count: int) -> Prompts:
         """Prompts of scenes that no training picture shows."""
@@ -117,21 +117,21 @@ def read_landmarks(logits: Float[Array, "b h w n"], size_px: int) -> tuple[Float
     return points * (size_px / w), total
 
 
-def held_out_people(split: str, count: int, encode_wplus: Callable, num_references: int = 1) -> People:
+def held_out_people(split: str, count: int, encode_wplus: Callable, num_references: int = 1, start: int = 0) -> People:
     """People that no training has seen: W+ codes from aligned photographs, the gallery from a wild one.
 
     encode_wplus: pixels in [-1, 1] to W+ codes.
-    num_references: photographs whose codes are averaged.
+    num_references: photographs whose codes are averaged. start: the first person's number.
 
     Raises:
         ValueError: there aren't so many people, or nobody can mean so many photographs.
     """
     check_references(num_references)
     # Picture ids 0, 2, 3, ...: a picture id is light, pose and expression in every view, and that of the gallery is 1.
-    references = [pictures(split, count, 1, "aligned")["pixels"]]
+    references = [pictures(split, count, 1, "aligned", start=start)["pixels"]]
     for picture_id in range(2, num_references + 1):
-        references.append(pictures(split, count, 1, "aligned", first_picture=picture_id)["pixels"])
-    gallery = pictures(split, count, 1, "wild", first_picture=1)["pixels"]
+        references.append(pictures(split, count, 1, "aligned", first_picture=picture_id, start=start)["pixels"])
+    gallery = pictures(split, count, 1, "wild", first_picture=1, start=start)["pixels"]
     return People(
         references=references[0].astype(np.float32) / 255.0,
         gallery=gallery.astype(np.float32) / 255.0,

@@ -60,3 +60,11 @@ def test_no_photograph_is_taken_twice_and_none_is_the_gallerys(drawn):
 def test_a_number_of_photographs_that_nobody_can_mean_is_refused(count):
     with pytest.raises(ValueError, match=rf"expected 1 to {MAX_REFERENCES} photographs of each person, got {count}"):
         held_out_people("test", NUM_PEOPLE, encode_wplus, num_references=count)
+
+
+def test_people_from_a_later_one_on_are_those_of_the_whole_list():
+    whole, last = (
+        held_out_people("test", n, encode_wplus, start=start) for n, start in ((NUM_PEOPLE, 0), (1, NUM_PEOPLE - 1))
+    )
+    np.testing.assert_allclose(last.references[0], whole.references[-1], atol=1 / 255)
+    np.testing.assert_allclose(last.wplus[0], whole.wplus[-1], atol=1e-3)
