@@ -10,9 +10,9 @@ explains) and directions.png (a picture of each). Attributes that the codes hard
 
 from absl import flags
 
-from launch import command_line, drawing_flags
+from launch import command_line, opening_flags
 
-flags.adopt_module_key_flags(drawing_flags)
+flags.adopt_module_key_flags(opening_flags)
 RECORDS = command_line.define_path("records", "Folder of records; by default the run's own people.")
 LABELS = command_line.define_path("labels", "CSV file of the records' attributes.")
 METHOD = flags.DEFINE_enum("method", None, ["labels", "components"], "labels where there are any, by default.")
@@ -30,7 +30,7 @@ def main() -> None:
         records=RECORDS.value, labels=LABELS.value, method=METHOD.value, num_codes=NUM_CODES.value,
         num_components=NUM_COMPONENTS.value, prompt=PROMPT.value,
     )  # fmt: skip
-    for line in find_directions(Opening(**drawing_flags.opening()), Writing(**drawing_flags.writing()), search):
+    for line in find_directions(Opening(**opening_flags.opening()), Writing(**opening_flags.writing()), search):
         print(line)
 
 

@@ -1,6 +1,5 @@
-"""The flags that all commands share that draw with a run."""
+"""The flags of all commands that draw somebody with a run."""
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -11,16 +10,9 @@ _WHOM = (
     "a photograph, a folder of photographs of one person, a file of W+ codes (.npy, .safetensors), a record "
     "(FOLDER:validation:0) or a held-out person of the embedded world (test:0); repeatable"
 )
-WORKDIR = command_line.define_path("workdir", "Folder of the run, or an adapter file of one.")
-OUTPUT = command_line.define_path("output", "Folder for what is written.", required=True)
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write into a folder that has files, over those of the same names.")
 IDENTITY = flags.DEFINE_multi_string("identity", [], f"Whom to draw: {_WHOM}.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise that drawing starts from.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Pictures that are drawn at once, at most.")
 WPLUS_ENCODER = command_line.define_path("wplus_encoder", "Checkpoint of encoder4editing, to encode photographs.")
-BASE_PATH = command_line.define_path("base_path", "Where the base model is now, if it has moved.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to draw with; the newest by default.")
-MARK = flags.DEFINE_bool("mark", True, "Say in the files' XMP that a model made them.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise that drawing starts from.")
 # Settings of `Pipeline.__call__`; those that aren't given are the run's.
 _SETTINGS = {
     "num_steps": flags.DEFINE_integer("num_steps", None, "Steps of the sampler."),
@@ -41,18 +33,3 @@ _SETTINGS = {
 def settings() -> dict[str, Any]:
     """Those that were given."""
     return {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
-
-
-def opening() -> dict[str, Any]:
-    """How the run is opened: arguments of `pipeline.commands.Opening`."""
-    paths: dict[str, Path | None] = {
-        "workdir": WORKDIR.value,
-        "base": BASE_PATH.value,
-        "wplus_encoder": WPLUS_ENCODER.value,
-    }
-    return {**paths, "step": STEP.value, "batch_size": BATCH_SIZE.value}
-
-
-def writing() -> dict[str, Any]:
-    """How files are written: arguments of `pipeline.commands.Writing`."""
-    return {"folder": OUTPUT.value, "overwrite": OVERWRITE.value, "mark": MARK.value}

@@ -10,8 +10,9 @@ In the corner of each picture is the code itself, where its StyleGAN2 is at hand
 
 from absl import flags
 
-from launch import command_line, drawing_flags
+from launch import command_line, drawing_flags, opening_flags
 
+flags.adopt_module_key_flags(opening_flags)
 flags.adopt_module_key_flags(drawing_flags)
 PROMPT = flags.DEFINE_string("prompt", None, "What to draw.", required=True)
 DIRECTIONS = command_line.define_path("directions", "File of directions: .safetensors, .npy, .pt or .csv.")
@@ -36,7 +37,8 @@ def main() -> None:
         directions=DIRECTIONS.value, attributes=ATTRIBUTE.value, strengths=STRENGTHS.value, layers=LAYERS.value,
         interpolate=INTERPOLATE.value, by=BY.value, settings=drawing_flags.settings(),
     )  # fmt: skip
-    for line in draw_edits(Opening(**drawing_flags.opening()), Writing(**drawing_flags.writing()), edits):
+    opening = Opening(**opening_flags.opening(), wplus_encoder=drawing_flags.WPLUS_ENCODER.value)
+    for line in draw_edits(opening, Writing(**opening_flags.writing()), edits):
         print(line)
 
 

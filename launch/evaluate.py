@@ -8,7 +8,6 @@ Writes samples.png, report.html and metrics.json to the output folder, as the ru
 or a checkpoint, use --split=validation: scores on the test split are honest only where nothing was chosen by them.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from launch import command_line
 from launch.experiment_file import config_items
+from pidiff_jax.locations import make_folder
 
 WORKDIR = command_line.define_path("workdir", "Folder of the run to score.", required=True)
 OUTPUT = command_line.define_path("output", "Folder for the results; it must not hold any yet.", required=True)
@@ -94,14 +94,7 @@ def claim_output(output: Path, results: tuple[str, ...]) -> None:
         raise FileExistsError(
             f"expected a folder without results at {output}, got {', '.join(present)}; choose another"
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"expected a folder to write to at --output={output}, got: {error.strerror}; choose another"
-        ) from error
+    make_folder(output, f"a folder to write to at --output={output}")
 
 
 if __name__ == "__main__":

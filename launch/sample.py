@@ -10,8 +10,9 @@ of device.
 
 from absl import flags
 
-from launch import command_line, drawing_flags
+from launch import command_line, drawing_flags, opening_flags
 
+flags.adopt_module_key_flags(opening_flags)
 flags.adopt_module_key_flags(drawing_flags)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 NEGATIVE_PROMPT = flags.DEFINE_string("negative_prompt", None, "What guidance leads away from.")
@@ -31,7 +32,8 @@ def main() -> None:
     """Draws, and says what was written."""
     from pidiff_jax.pipeline.commands import Opening, Order, Writing, draw_again, draw_order
 
-    opening, writing = Opening(**drawing_flags.opening()), Writing(**drawing_flags.writing())
+    opening = Opening(**opening_flags.opening(), wplus_encoder=drawing_flags.WPLUS_ENCODER.value)
+    writing = Writing(**opening_flags.writing())
     settings = drawing_flags.settings()
     if STRENGTH.value is not None:
         settings["strength"] = STRENGTH.value

@@ -18,6 +18,11 @@ def signed_pixels(pixels: UInt8[Array, "*b"] | UInt8[np.ndarray, "*b"]) -> Float
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
+def byte_pixels(pixels: Float[np.ndarray, "*b"]) -> UInt8[np.ndarray, "*b"]:
+    """Pixels in [0, 1] to bytes; what lies outside is cut."""
+    return np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+
+
 def add_up(arrays: Iterable[Shaped[Array, "..."]]) -> Shaped[Array, "..."]:
     """The sum of one or more arrays, as Python's `sum` makes it: from 0 on, each added as soon as it is there."""
     others = iter(arrays)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # Path("gs://x") has lost a slash
@@ -37,6 +38,22 @@ def local_path(text: str | os.PathLike[str], what: str) -> Path:
     if written.startswith("~") and expanded == written:
         raise ValueError(f"expected a path for {what}, got {written!r}, nobody's home here; write the whole path")
     return Path(expanded)
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Makes a folder, and looks whether files can be written there.
+
+    what: it is, for the error: "a folder to write to at --output=x".
+
+    Raises:
+        ValueError: it can't be made, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"expected {what}, got: {error.strerror}; choose another") from error
 
 
 def optional_path(text: str | os.PathLike[str] | None, what: str) -> Path | None:

@@ -19,22 +19,28 @@ def check_free(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
+def draft_of(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A place beside `path` for a file or folder that becomes `path` at the end, unless an error comes before.
 
     Missing folders on the way are made; after an error they are gone again, as the draft is.
+
+    replace: an older file at `path` gives way to the new one at the end; until then it stays.
 
     Raises:
         FileExistsError: something is at `path`, or is there meanwhile; it is left as it is.
         ValueError: its folder can't be written to.
         OSError: the disk is full.
     """
-    check_free(path)
+    if not replace:
+        check_free(path)
     made = [folder for folder in path.parents if not os.path.lexists(folder)]  # the deepest first
     try:
         with _place(path) as draft:
             yield draft
-            _move(draft, path)
+            if replace:
+                os.replace(draft, path)
+            else:
+                _move(draft, path)
     except BaseException as error:
         for folder in made:
             with contextlib.suppress(OSError):

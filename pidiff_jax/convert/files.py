@@ -76,13 +76,39 @@ def open_tensors(path: Path | str) -> LazyTensors:
     return LazyTensors(structs, lambda name: shards[names[name]].read(name))
 
 
-def write_safetensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file that appears whole or not at all; of `LazyTensors`, one tensor at a time is in memory.
+def read_array(path: Path) -> np.ndarray:
+    """The real numbers of a .npy file, float32; runs no code that is in it.
 
     Raises:
-        FileExistsError: something is at `path` already; it is left as it is.
+        ValueError: a file of another kind, of several arrays, or without real numbers.
     """
-    with draft_of(Path(path)) as draft:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):  # whose texts advise to allow pickles
+        raise ValueError(f"expected an array in {path}, got a file of another kind; save it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"expected one array in {path}, got an archive of arrays; save one with numpy.save")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"expected real numbers in {path}, got {array.dtype}; save others with numpy.save")
+    with np.errstate(over="ignore"):  # who reads it refuses what is infinite then
+        return array.astype(np.float32)
+
+
+def write_safetensors(
+    path: Path | str,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    replace: bool = False,
+) -> None:
+    """Writes a safetensors file that appears whole or not at all; of `LazyTensors`, one tensor at a time is in memory.
+
+    replace: an older file there gives way to it.
+
+    Raises:
+        FileExistsError: something is at `path` already, and `replace` isn't set; it is left as it is.
+    """
+    with draft_of(Path(path), replace=replace) as draft:
         _stream_safetensors(draft, LazyTensors.of(tensors), metadata)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.files import read_array, read_tensors
 from pidiff_jax.editing.levels import layers_of
 
 Direction = Float[np.ndarray, "l d"]
@@ -58,7 +58,7 @@ def read_directions(path: Path, num_layers: int, wplus_dim: int) -> dict[str, Di
     if path.suffix == ".csv":
         return _named_components(path, num_layers, wplus_dim)
     if path.suffix == ".npy":
-        tensors = {path.stem: _read_array(path)}
+        tensors = {path.stem: read_array(path)}
     elif path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         tensors = read_tensors(path, np.float32)
     else:
@@ -72,16 +72,6 @@ def read_directions(path: Path, num_layers: int, wplus_dim: int) -> dict[str, Di
         for name, array in tensors.items()
     }
     return dict(sorted(found.items(), key=lambda pair: -float(np.linalg.norm(pair[1]))))
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise ValueError(f"expected an array in {path}, got a file of another kind; save it with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"expected one array in {path}, got an archive of arrays; save each with numpy.save")
-    return array
 
 
 def _name(tensor: str, path: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.sampling.components import Components
 
@@ -88,7 +89,7 @@ def fill_in_hash(path: Path) -> None:
 
 
 def _thumbnail(picture: Float[np.ndarray, "h w 3"]) -> str:
-    image = Image.fromarray(np.rint(np.clip(picture, 0.0, 1.0) * 255).astype(np.uint8))
+    image = Image.fromarray(byte_pixels(picture))
     image = image.resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)

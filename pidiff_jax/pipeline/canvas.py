@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.pipeline.identity_scale import picture_mask
 from pidiff_jax.pipeline.people import as_pixels
 from pidiff_jax.pipeline.recipe import pixels_hash
@@ -53,12 +54,12 @@ class Canvas:
         if mask is None:
             return cls(pixels, latents, None, None, source)
         if isinstance(mask, str) and mask == "face":
-            shares = np.asarray(faces().mask(np.rint(pixels * 255).astype(np.uint8)), np.float32)
+            shares = np.asarray(faces().mask(byte_pixels(pixels)), np.float32)
         else:
             shares = picture_mask(mask, size)
         rows, columns = latents.shape[:2]
         blocks = shares.reshape(rows, size[0] // rows, columns, size[1] // columns)
-        source |= {"mask_image": name_of(mask), "mask_sha256": pixels_hash(np.rint(shares * 255).astype(np.uint8))}
+        source |= {"mask_image": name_of(mask), "mask_sha256": pixels_hash(byte_pixels(shares))}
         return cls(pixels, latents, shares, (blocks.max((1, 3)) > 0).astype(np.float32)[..., None], source)
 
     def paste(self, drawn: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w 3"]:

@@ -1,7 +1,6 @@
 """What the commands that draw have in common: a run is opened, and pictures are written with their recipes."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from pidiff_jax.convert.files import read_tensors, write_safetensors
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
-from pidiff_jax.locations import local_path
+from pidiff_jax.locations import local_path, make_folder
 from pidiff_jax.pipeline.people import as_pixels
 from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
 from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash, read_recipe, save_picture
@@ -142,9 +141,9 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
     with claimed(writing):
         recipe = read_recipe(path)
         pipeline = opening.pipeline(recipe.run)
-        output = draw_recipe(pipeline, recipe, path)
+        output, job = draw_recipe(pipeline, recipe, path)
     yield from _differences(pipeline, recipe)
-    yield from write_pictures(writing, output)
+    yield from write_pictures(writing, output, [job])
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,15 +182,8 @@ def claimed(writing: Writing) -> Iterator[None]:
         raise FileExistsError(
             f"expected an empty or new folder as --output, got {folder} with files; choose another, or pass --overwrite"
         )
+    make_folder(folder, f"a folder to write to at --output={folder}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"expected a folder to write to at --output={folder}, got: {error.strerror}; choose another"
-        ) from error
-    try:
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"expected a folder to write to at --output={folder}, got one that is not; choose another")
         yield
     except BaseException:
         if is_new and not any(folder.iterdir()):
@@ -199,8 +191,8 @@ def claimed(writing: Writing) -> Iterator[None]:
         raise
 
 
-def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutput:
-    """Draws a picture again. Codes are looked for beside it, then where the recipe says.
+def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> tuple[PipelineOutput, Job]:
+    """Draws a picture again, and says of what. Codes are looked for beside it, then where the recipe says.
 
     Raises:
         ValueError: a person, or a picture that was changed, isn't there any more, or is another one.
@@ -232,7 +224,7 @@ def draw_recipe(pipeline: Pipeline, recipe: Recipe, path: Path) -> PipelineOutpu
         raise ValueError(
             f"expected the same {changed[0]} as the recipe has, got another; the picture or mask has changed"
         )
-    return output
+    return output, job
 
 
 def _check_picture(image: Mapping[str, Any]) -> None:
@@ -246,7 +238,8 @@ def _code(pipeline: Pipeline, person: Mapping[str, Any], folder: Path) -> np.nda
     kept = folder / IDENTITIES
     codes = list(read_tensors(kept, np.float32).values()) if kept.is_file() else []
     if person["source"] is not None and not any(code_hash(code) == person["sha256"] for code in codes):
-        codes = list(pipeline.people(person["source"]).values())
+        with contextlib.suppress(ValueError, OSError):  # of an edited code it only says what was done
+            codes = list(pipeline.people(person["source"]).values())
     for code in codes:
         if code_hash(code) == person["sha256"]:
             return code
@@ -274,7 +267,7 @@ def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:
         yield f"warning: drawn on {here}, not on {recipe.devices}; the picture may differ in its last bits"
 
 
-def write_pictures(writing: Writing, output: PipelineOutput, jobs: Sequence[Job] = ()) -> Iterator[str]:
+def write_pictures(writing: Writing, output: PipelineOutput, jobs: Sequence[Job]) -> Iterator[str]:
     """Writes pictures with recipes, heat maps, and the codes of the jobs; yields a line on each."""
     folder, heat_folder = writing.folder, writing.folder / ATTENTION
     for index, (image, recipe) in enumerate(zip(output.images, output.recipes, strict=True)):
@@ -292,6 +285,5 @@ def write_pictures(writing: Writing, output: PipelineOutput, jobs: Sequence[Job]
         kept = folder / IDENTITIES
         if kept.is_file():  # of pictures that are written over, or stay
             codes = {**read_tensors(kept, np.float32), **codes}
-            kept.unlink()
-        write_safetensors(kept, codes)
+        write_safetensors(kept, codes, replace=writing.overwrite)
         yield f"{kept}: the W+ codes, for --from-recipe; they are faces, keep them as such"

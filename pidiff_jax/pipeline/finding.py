@@ -1,5 +1,6 @@
 """What launch.directions does: directions found in the codes of a world or of records, written with a picture of each."""
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.pipeline.commands import Opening, Writing, claimed
 from pidiff_jax.pipeline.pipeline import Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
-from pidiff_jax.ranges import check_count
+from pidiff_jax.ranges import about, check_count
 from pidiff_jax.worlds import KnownCodes
 
 DIRECTIONS = "directions"
 _LEAST_SURENESS = 0.2
+_LARGEST = 1e30  # of a label, so that squares are finite
 _STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)
 
 
@@ -56,9 +58,7 @@ def find_directions(opening: Opening, writing: Writing, search: Search) -> Itera
         sure = "" if found.sureness is None else f", told from codes with R2 {found.sureness[name]:.2f}"
         yield f"{name}: {share:.1%} of the variance{sure}"
     path = writing.folder / f"{DIRECTIONS}.safetensors"
-    if path.is_file():  # --overwrite was given
-        path.unlink()
-    write_safetensors(path, found.directions)
+    write_safetensors(path, found.directions, replace=writing.overwrite)
     facts = {
         "method": "components" if found.sureness is None else "labels",
         "num_codes": len(known.wplus), "variance": found.variance, "sureness": found.sureness,
@@ -108,28 +108,34 @@ def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path
     """The codes whose pictures have a row in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"expected a CSV file at --labels={path}, found none; check the path")
-    rows = list(csv.DictReader(read_lines(path)))
-    names = tuple(name for name in (rows[0] if rows else {}) if name != "picture")
-    if not rows or "picture" not in rows[0] or not names:
-        columns = ", ".join(rows[0]) if rows else "nothing"
-        raise ValueError(f"expected a column 'picture' and others with numbers in {path}, got {columns}; add them")
-    try:
-        known = {row["picture"]: [float(row[name]) for name in names] for row in rows}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected numbers in {path}, got: {error}; correct them") from None
-    if not np.isfinite(list(known.values())).all():
-        wrong = next(picture for picture, numbers in known.items() if not np.isfinite(numbers).all())
-        raise ValueError(f"expected finite numbers in {path}, got others for {wrong!r}; leave its row out")
-    if len(known) < len(rows):
+    reader = csv.DictReader(read_lines(path))
+    columns = list(reader.fieldnames or ())
+    names = tuple(name for name in columns if name != "picture")
+    if len(names) != len(columns) - 1 or not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(
-            f"expected one row of each picture in {path}, got {len(rows) - len(known)} more; leave one of each"
+            f"expected a column 'picture' and others in {path}, each with a name of its own, got {', '.join(columns)}; "
+            "correct its first line"
         )
+    known: dict[str, list[float]] = {}
+    for row in reader:
+        with about(f"{path}, line {reader.line_num}"):
+            if row["picture"] in known:
+                raise ValueError(f"expected each picture once, got {row['picture']!r} again; leave one out")
+            known[row["picture"]] = [_number(name, row[name]) for name in names]
     found = [index for index, picture in enumerate(pictures) if picture in known]
     if not found:
         raise ValueError(
             f"expected rows of the records' pictures, such as {pictures[0]!r}, in {path}, got none; correct the names"
         )
     return KnownCodes(codes[found], np.array([known[pictures[index]] for index in found]), names)
+
+
+def _number(name: str, text: str | None) -> float:
+    with contextlib.suppress(TypeError, ValueError):
+        number = float(text)  # type: ignore[arg-type] # None where the row is too short
+        if abs(number) < _LARGEST:
+            return number
+    raise ValueError(f"expected a number as {name!r}, got {text!r}; correct it, or leave the row out")
 
 
 def _layer_shares(direction: Float[np.ndarray, "l d"]) -> list[float]:

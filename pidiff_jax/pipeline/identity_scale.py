@@ -84,6 +84,8 @@ def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> 
         ) from error
     if array.dtype == bool:
         array = array.astype(np.uint8)
+    if array.size and not array.any():
+        raise ValueError(f"expected {name} with something white, got black alone; mark what is meant")
     try:
         levels = np.full(array.shape[:2], 255, np.uint8) if _is_all_white(array) else read_mask(array)
     except ValueError as error:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from data_pipeline.prepare.pictures import read_pixels
 from data_pipeline.records import open_records
-from pidiff_jax.convert.files import read_tensors
+from pidiff_jax.convert.files import read_array, read_tensors
 from pidiff_jax.evaluation.subjects import mean_codes
 from pidiff_jax.locations import local_path
 from pidiff_jax.models.identity_mapper import MapperSpec
@@ -111,7 +111,7 @@ def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         return read_tensors(path, np.float32)
     if path.suffix == ".npy":
-        return {path.stem: _load(path)}
+        return {path.stem: read_array(path)}
     raise ValueError(
         f"expected a photograph ({', '.join(PICTURE_SUFFIXES)}), W+ codes (.npy, .safetensors), a record (FOLDER:validation:0) "
         f"or a held-out person (test:0) as --identity, got {path}; convert it"
@@ -151,14 +151,3 @@ def as_pixels(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(picture, str | Path):
         return read_pixels(local_path(picture, "the picture"))
     return read_pixels(np.asarray(picture))
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        code = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"expected numbers in {path}, got: {error}; save the code with numpy.save") from None
-    if not isinstance(code, np.ndarray) or code.dtype.kind not in "fiu":
-        kind = code.dtype if isinstance(code, np.ndarray) else "an archive of arrays"
-        raise ValueError(f"expected real numbers in {path}, got {kind}; save the code with numpy.save")
-    return code.astype(np.float32)

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from PIL import Image
 from tqdm import tqdm
 
+from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.checkpoint.fingerprint import fingerprint
+from pidiff_jax.compilation_cache import use_compilation_cache
 from pidiff_jax.convert.clip_tokenizer import tokenize, words_beyond
 from pidiff_jax.evaluation.report.heat_map import heat_maps
 from pidiff_jax.locations import local_path, optional_path
@@ -102,8 +104,6 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: something isn't there, or doesn't fit; says what.
         """
-        from pidiff_jax.compilation_cache import use_compilation_cache
-
         if compilation_cache is not None or not getattr(jax.config, "jax_compilation_cache_dir", None):
             use_compilation_cache(compilation_cache)
         overrides = {} if base is None else {"base.path": local_path(base, "base")}
@@ -479,7 +479,7 @@ def _texts(name: str, texts: Any) -> list[str]:
 
 
 def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
-    return Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+    return Image.fromarray(byte_pixels(pixels))
 
 
 def _plain(regions: Sequence[Any], masks: Float[np.ndarray, "p h w"]) -> list[Any]:
@@ -487,6 +487,6 @@ def _plain(regions: Sequence[Any], masks: Float[np.ndarray, "p h w"]) -> list[An
     return [
         [float(x) for x in each]
         if np.ndim(each) == 1
-        else (name := name_of(each)) and {"mask": name, "sha256": pixels_hash(np.rint(mask * 255).astype(np.uint8))}
+        else (name := name_of(each)) and {"mask": name, "sha256": pixels_hash(byte_pixels(mask))}
         for each, mask in zip(regions, masks, strict=True)
     ]

@@ -114,7 +114,7 @@ class CompiledSampler:
                 part = jax.tree.map(lambda x, start=start: x[start : start + length], steps)
                 state, heat = self._advance(
                     params, conditions, sampling.guidance, state, heat, part, np.asarray(schedule[part.number], np.float32),
-                    r.regions, None if r.seeds is None else self._shared(r.seeds), noise, known, redraw,
+                    r.regions, self._shared(r.seeds), noise, known, redraw,
                     method=sampler.method, passes=passes, normalise_identity=sampling.normalise_identity,
                 )  # fmt: skip
                 if on_step:

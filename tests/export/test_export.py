@@ -30,7 +30,7 @@ from tests.data_pipeline.made_up_records import make_record
 from tests.export.tiny_run import FORMS, make_run
 from tests.launch.commands import call, call_script
 
-pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"), pytest.mark.xdist_group("export")]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
 
 def some(forms: list[str], *always: str) -> list:
@@ -285,9 +285,9 @@ def test_people_come_along_by_file_or_number(runs, tmp_path):
         ("wide.npy", r"expected a W\+ code of shape \(10, 64\), got \(10, 65\)"),
         ("batch.npy", r"got \(1, 10, 64\) in 'batch'; .* without an axis for a batch"),
         ("nan.npy", "expected finite numbers"),
-        ("empty.npy", "expected numbers in .*; save the code with numpy.save"),
+        ("empty.npy", "expected an array in .*, got a file of another kind; save it with numpy.save"),
         ("complex.npy", "expected real numbers in .*, got complex128"),
-        ("archive.npy", "expected real numbers in .*, got an archive of arrays"),
+        ("archive.npy", "expected one array in .*, got an archive of arrays"),
         ("nobody.safetensors", r"expected W\+ codes, got a file without tensors"),
         ("a b.npy", "expected a name of letters"),
     ],

@@ -45,7 +45,6 @@ def write_base(folder: Path) -> Path:
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("large")
 @pytest.mark.timeout(1800)
 def test_stock_diffusers_draws_with_an_adapter_of_stable_diffusion_1_5(tmp_path):
     base, records = write_base(tmp_path / "base"), tmp_path / "data"

@@ -13,7 +13,7 @@ from PIL import Image
 import pidiff_jax
 from pidiff_jax.evaluation.metrics_file import SCORES
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("quickstart")]
+pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parents[2]
 SHORT = {

@@ -125,7 +125,6 @@ def test_stable_diffusion_1_5_has_the_published_number_of_parameters():
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("large")
 def test_predictions_agree_at_the_size_of_stable_diffusion_1_5():
     torch.manual_seed(0)
     model = randomised(diffusers.UNet2DConditionModel(cross_attention_dim=768))

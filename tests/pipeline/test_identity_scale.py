@@ -77,7 +77,7 @@ def test_a_mask_of_any_form_and_size_is_a_region(tmp_path):
         ((0.0, 0.0, 0.5, 1.5), "expected region 2 as a box"),
         ((0.0, 0.0, float("nan"), 1.0), "expected region 2 as a box"),
         (np.eye(8, dtype=bool), "expected region 2 with the proportions of the picture, 32 x 16, got 8 x 8"),
-        (np.zeros((16, 32), np.uint8), "region 2: expected a face mask with a face, got zeros only"),
+        (np.zeros((16, 32), np.uint8), "expected region 2 with something white, got black alone"),
     ],
 )
 def test_a_region_that_is_none_is_named_in_one_line(region, message):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidiff_jax.convert.files import write_safetensors
-from pidiff_jax.pipeline.commands import IDENTITIES, _differences, draw_recipe
-from pidiff_jax.pipeline.recipe import RECIPE_KEY, code_hash, read_recipe, save_picture
+from pidiff_jax.convert.files import read_tensors, write_safetensors
+from pidiff_jax.pipeline.commands import IDENTITIES, Writing, _differences, draw_recipe, write_pictures
+from pidiff_jax.pipeline.recipe import RECIPE_KEY, Job, code_hash, read_recipe, save_picture
 from tests.pipeline.tiny_pipeline import (
     SIZE_PX,
     codes,
@@ -72,7 +72,7 @@ def test_a_recipe_draws_the_picture_again_bit_for_bit(kind, tmp_path):
     make, num_people, index = KINDS[kind]
     output = make(tmp_path)
     path, recipe = keep(tmp_path, output, codes(num_people), index)
-    again = draw_recipe(shared_pipeline(), recipe, path)
+    again, _ = draw_recipe(shared_pipeline(), recipe, path)
     np.testing.assert_array_equal(again.pixels[0].view(np.uint32), output.pixels[index].view(np.uint32))
     assert (
         again.recipes[0].to_json() == recipe.to_json() == path.with_suffix(".json").read_text(encoding="utf-8").strip()
@@ -154,7 +154,34 @@ def test_the_mask_of_a_region_has_changed(tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     output = draw(PROMPT, codes(2), regions=[str(tmp_path / "mask.png"), (0.5, 0.0, 1.0, 1.0)])
     path, recipe = keep(tmp_path, output, codes(2))
-    assert draw_recipe(shared_pipeline(), recipe, path).recipes[0] == output.recipes[0]
+    assert draw_recipe(shared_pipeline(), recipe, path)[0].recipes[0] == output.recipes[0]
     Image.fromarray(mask.T).save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match="expected the mask .*mask.png as the recipe knows it, got another"):
         draw_recipe(shared_pipeline(), recipe, path)
+
+
+def test_a_copy_of_an_edited_picture_can_be_drawn_again_too(tmp_path):
+    first, copy = Writing(tmp_path / "first"), Writing(tmp_path / "copy")
+    job = Job(PROMPT, None, 4, (("anna.png, beard +1 (all)", codes(1)[0]),))
+    for writing, source in ((first, None), (copy, first.folder / "0000.png")):
+        writing.folder.mkdir()
+        if source is None:
+            output = shared_pipeline().draw([job], shared_pipeline().settings(), show_progress=False)
+        else:
+            output, job = draw_recipe(shared_pipeline(), read_recipe(source), source)
+        list(write_pictures(writing, output, [job]))
+    again, _ = draw_recipe(shared_pipeline(), read_recipe(copy.folder / "0000.png"), copy.folder / "0000.png")
+    np.testing.assert_array_equal(again.pixels, output.pixels)
+    (copy.folder / IDENTITIES).unlink()
+    with pytest.raises(
+        ValueError, match="expected the W\\+ code of the recipe's person in .*, found none with its hash"
+    ):
+        draw_recipe(shared_pipeline(), read_recipe(copy.folder / "0000.png"), copy.folder / "0000.png")
+
+
+def test_pictures_that_are_written_over_leave_the_codes_of_those_that_stay(tmp_path):
+    pipeline, writing = shared_pipeline(), Writing(tmp_path, overwrite=True)
+    for code in codes(2):
+        job = Job(PROMPT, None, 0, ((None, code),))
+        list(write_pictures(writing, pipeline.draw([job], pipeline.settings(), show_progress=False), [job]))
+    assert read_tensors(tmp_path / IDENTITIES).keys() == {code_hash(code) for code in codes(2)}

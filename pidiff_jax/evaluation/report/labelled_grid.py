@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
+from pidiff_jax.arrays import byte_pixels
+
+BACKGROUND, INK, FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
 _MARGIN, _GAP, _TEXT = 20, 6, 15
 
 
@@ -36,16 +38,16 @@ def labelled_grid(
         max(left + len(columns) * (width + _GAP) + _MARGIN, 2 * _MARGIN + round(heading.getlength(title))),
         top + len(rows) * (cell_px + _GAP) + _MARGIN,
     )
-    canvas = Image.new("RGB", size, _BACKGROUND)
+    canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN - 4), title, _INK, heading)
+    draw.text((_MARGIN, _MARGIN - 4), title, INK, heading)
     for column, words in enumerate(lines):
         x = left + column * (width + _GAP) + width / 2
         for number, line in enumerate(words):
-            draw.text((x, top - 6 - (len(words) - number) * (_TEXT + 4)), line, _FAINT, font, anchor="mt")
+            draw.text((x, top - 6 - (len(words) - number) * (_TEXT + 4)), line, FAINT, font, anchor="mt")
     for row, name in enumerate(rows):
         y = top + row * (cell_px + _GAP)
-        draw.multiline_text((left - 10, y + cell_px / 2), name, _FAINT, font, anchor="rm", align="right")
+        draw.multiline_text((left - 10, y + cell_px / 2), name, FAINT, font, anchor="rm", align="right")
         for column, cell in enumerate(cells[row]):
             corner = (left + column * (width + _GAP), y)
             if cell is None:
@@ -56,13 +58,13 @@ def labelled_grid(
             if inset is not None:
                 small = _picture(inset, (cell_px // 3,) * 2)
                 place = (corner[0] + width - small.width, corner[1] + cell_px - small.height)
-                canvas.paste(_BACKGROUND, (place[0] - 2, place[1] - 2, place[0] + small.width, place[1] + small.height))
+                canvas.paste(BACKGROUND, (place[0] - 2, place[1] - 2, place[0] + small.width, place[1] + small.height))
                 canvas.paste(small, place)
     return canvas
 
 
 def _picture(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+    picture = Image.fromarray(byte_pixels(pixels))
     return picture.resize(size, Image.Resampling.LANCZOS if picture.width > size[0] else Image.Resampling.BICUBIC)
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
-from pidiff_jax.evaluation.report.labelled_grid import wrap_text
+from pidiff_jax.evaluation.report.labelled_grid import BACKGROUND, FAINT, INK, wrap_text
 from pidiff_jax.locations import local_path
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_BACKGROUND, _INK, _FAINT = (255, 255, 255), (24, 28, 36), (90, 98, 112)
 _MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
 _TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
 _BAR_HEIGHT, _NUM_LEGEND_LINES = 10, 3
@@ -53,7 +53,7 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
     top = _MARGIN + _TITLE_SIZE + 16 + max(_NUM_LEGEND_LINES, *map(len, prompt_lines)) * (_PROMPT_SIZE + 4) + 10
     row_height = cell_px + _CAPTION_HEIGHT
     size = (left[-1] + cell_px + _MARGIN, top + len(grid.references) * row_height + _MARGIN - 8)
-    canvas = Image.new("RGB", size, _BACKGROUND)
+    canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     _draw_header(draw, left, cell_px, prompt_lines)
     _draw_legend(canvas, (left[-1], top), cell_px, strongest)
@@ -63,7 +63,7 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
         captions = [f"person {row + 1}", *_captions(grid, row), ""]
         for x, cell, caption in zip(left, cells, captions, strict=True):
             canvas.paste(_resized(cell, cell_px), (x, y))
-            draw.text((x + cell_px / 2, y + cell_px + 4), caption, _FAINT, _font(_CAPTION_SIZE), anchor="mt")
+            draw.text((x + cell_px / 2, y + cell_px + 4), caption, FAINT, _font(_CAPTION_SIZE), anchor="mt")
     return np.asarray(canvas)
 
 
@@ -95,11 +95,7 @@ def save_png(path: Path | str, pixels: Any) -> None:
         raise ValueError(f"expected finite floating-point pixels in [0, 1], got {pixels.dtype}; divide bytes by 255")
     if not path.parent.is_dir():
         raise ValueError(f"expected a folder at {path.parent}, found none; make it first")
-    write_atomically(path, png_bytes(_bytes(pixels)))
-
-
-def _bytes(pixels: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+    write_atomically(path, png_bytes(byte_pixels(pixels)))
 
 
 def _column_positions(num_prompts: int, cell_px: int) -> list[int]:
@@ -124,22 +120,22 @@ def _draw_header(draw: ImageDraw.ImageDraw, left: list[int], cell_px: int, promp
     column, y = 0, _MARGIN + _TITLE_SIZE + 8
     for title, width in groups:
         start, end = left[column], left[column + width - 1] + cell_px
-        draw.text((start, _MARGIN - 4), title, _INK, _font(_TITLE_SIZE))
-        draw.line((start, y, end, y), _INK, 2)
+        draw.text((start, _MARGIN - 4), title, INK, _font(_TITLE_SIZE))
+        draw.line((start, y, end, y), INK, 2)
         column += width
     for x, lines in zip(left, [[], *prompt_lines, *prompt_lines, ["of the first prompt"]], strict=True):
         for number, line in enumerate(lines):
             position = (x + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
-            draw.text(position, line, _FAINT, _font(_PROMPT_SIZE), anchor="mt")
+            draw.text(position, line, FAINT, _font(_PROMPT_SIZE), anchor="mt")
 
 
 def _draw_legend(canvas: Image.Image, corner: tuple[int, int], cell_px: int, strongest: float) -> None:
     """The colours of the attention and what they mean, above the column whose upper left corner is given."""
     draw, (x, y) = ImageDraw.Draw(canvas), corner
     text_y, bar_y = y - _PROMPT_SIZE - 10, y - _PROMPT_SIZE - 14 - _BAR_HEIGHT
-    canvas.paste(Image.fromarray(_bytes(colour_bar(_BAR_HEIGHT, cell_px))), (x, bar_y))
-    draw.text((x, text_y), "none", _FAINT, _font(_PROMPT_SIZE))
-    draw.text((x + cell_px, text_y), f"{strongest:.0f} x the mean", _FAINT, _font(_PROMPT_SIZE), anchor="ra")
+    canvas.paste(Image.fromarray(byte_pixels(colour_bar(_BAR_HEIGHT, cell_px))), (x, bar_y))
+    draw.text((x, text_y), "none", FAINT, _font(_PROMPT_SIZE))
+    draw.text((x + cell_px, text_y), f"{strongest:.0f} x the mean", FAINT, _font(_PROMPT_SIZE), anchor="ra")
 
 
 def _enlarged(pixels: np.ndarray, cell_px: int) -> Float[np.ndarray, "h w 3"]:
@@ -147,7 +143,7 @@ def _enlarged(pixels: np.ndarray, cell_px: int) -> Float[np.ndarray, "h w 3"]:
 
 
 def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
-    picture = Image.fromarray(_bytes(pixels))
+    picture = Image.fromarray(byte_pixels(pixels))
     larger = picture.width > cell_px
     return picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS if larger else Image.Resampling.BICUBIC)
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_pipeline.records import Record, open_records, write_records
 from data_pipeline.sources import ArraySource, Source
-from pidiff_jax.arrays import in_batches, signed_pixels
+from pidiff_jax.arrays import byte_pixels, in_batches, signed_pixels
+from pidiff_jax.locations import make_folder
 from pidiff_jax.models.e4e import E4eEncoder, encode_wplus
 from pidiff_jax.models.vae import AutoencoderKL
 from pidiff_jax.ranges import about, check_count
@@ -51,8 +52,8 @@ def pictures(
     numbers = np.tile(np.arange(per_person, dtype=np.int32) + first_picture, num_people)
     picture = renderer.draw(people, numbers, view)
     return {
-        "pixels": np.rint(picture.pixels * 255).astype(np.uint8),
-        "head_mask": np.rint(picture.head_mask * 255).astype(np.uint8),
+        "pixels": byte_pixels(np.asarray(picture.pixels)),
+        "head_mask": byte_pixels(np.asarray(picture.head_mask)),
         "landmarks": picture.landmarks,
         "scene": picture.scene,
         "person_id": people,
@@ -169,7 +170,7 @@ def cached_records(
 
     def open_split(split: str) -> Source:
         if not directory.is_dir():
-            _make_folder(Path(folder))
+            make_folder(Path(folder), f"a folder for cached records at {folder}")
             try:
                 write_records(directory, {each: _rendered(make) for each, make in sources.items()}, facts)
             except OSError:
@@ -184,15 +185,6 @@ def _rendered(make: Callable[[], Source]) -> Iterator[Record]:
     source = make()
     for index in range(len(source)):
         yield source[index]
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"expected a folder for cached records at {folder}, got: {error.strerror}; choose another"
-        ) from error
 
 
 def wplus_codes(encode_wplus: EncodeFn, pixels: np.ndarray) -> np.ndarray:

@@ -16,11 +16,11 @@ from pidiff_jax.paths import flatten, unflatten
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def save_weights(path: Path, params: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Writes parameters as float16 safetensors with a model card (JSON) in the metadata; never overwrites."""
+def save_weights(path: Path, params: Mapping[str, Any], card: Mapping[str, Any], *, replace: bool = False) -> None:
+    """Writes parameters as float16 safetensors with a model card (JSON) in the metadata; overwrites with `replace` only."""
     flat = flatten(nn.meta.unbox(params))
     tensors = {name: np.asarray(value, np.float16) for name, value in flat.items()}
-    write_safetensors(path, tensors, {"model_card": json.dumps(card, sort_keys=True)})
+    write_safetensors(path, tensors, {"model_card": json.dumps(card, sort_keys=True)}, replace=replace)
 
 
 def load_weights(
@@ -54,7 +54,8 @@ def check_weights(name: str, folder: Path | str | None = None) -> Path:
     made = "make them with the experiments portraits_base.py, portraits_wplus.py and portraits_judges.py"
     if folder:
         raise FileNotFoundError(
-            f"expected embedded weights at {path}, found none; correct config.base.path={str(folder)!r}, or leave it out to "
-            f"use the shipped ones, or {made} (for a Stable Diffusion folder use experiments/ffhq.py)"
+            f"expected embedded weights at {path}, found none; correct config.base.path={str(folder)!r} (--base_path, where "
+            f"there is one), or leave it out to use the shipped ones, or {made} (for a Stable Diffusion folder use "
+            "experiments/ffhq.py)"
         )
     raise FileNotFoundError(f"expected embedded weights at {path}, found none; reinstall the package, or {made}")

@@ -47,8 +47,7 @@ def weights_experiment(
     def write(folder: Path, params: Mapping[str, Any], card: Mapping[str, Any]) -> None:
         path = folder / "weights" / f"{file}.safetensors"
         path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)  # this run's own, of fewer steps or of an end that was cut off
-        save_weights(path, params, card)
+        save_weights(path, params, card, replace=True)  # this run's own, of fewer steps or of an end that was cut off
 
     return Experiment(
         shapes=jax.eval_shape(init),
