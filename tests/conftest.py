@@ -22,6 +22,9 @@ for name, value in {
 }.items():
     os.environ[name.upper()] = str(value)  # for other programs that tests start
 
+# Compiles in half the time, what is compiled is as right, and only large networks run slower; other programs do so too.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
 # PyTorch's threads wait by spinning: side by side, processes would take the cores from each other. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -36,7 +36,7 @@ from pidiff_jax.optim.rules import merge
 from pidiff_jax.paths import flatten
 from pidiff_jax.sampling.generate import Sampling, generate, generate_latents
 from pidiff_jax.worlds.photographs.world import folder_components
-from tests.models.tiny_unet import fast_jit, random_params, unet_shapes
+from tests.models.tiny_unet import random_params, unet_shapes
 
 CAPTIONS = ["a photo of a person", "a red wall"]
 STABLE_DIFFUSION = {
@@ -150,19 +150,19 @@ def test_a_sharded_folder_gives_the_same_outputs(pipeline, opened, params):
     expected_ids = pipeline.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
     np.testing.assert_array_equal(text_ids, expected_ids.numpy())
 
-    text_embeds = fast_jit(ClipText(opened.text_spec).apply)({"params": params["text_encoder"]}, text_ids)
+    text_embeds = jax.jit(ClipText(opened.text_spec).apply)({"params": params["text_encoder"]}, text_ids)
     expected_embeds = pipeline.text_encoder(expected_ids).last_hidden_state
     assert_close(text_embeds, expected_embeds)
 
     times = np.array([3, 801])
     text = TextConditioning(text_embeds)
-    prediction = fast_jit(UNet(opened.unet_spec).apply)({"params": params["unet"]}, latents, times, text)
+    prediction = jax.jit(UNet(opened.unet_spec).apply)({"params": params["unet"]}, latents, times, text)
     assert_close(prediction, pipeline.unet(nchw(latents), torch.tensor(times), expected_embeds).sample)
 
     vae, own = AutoencoderKL(opened.vae_spec), {"params": params["vae"]}
-    mean, _ = fast_jit(lambda p, x: vae.apply(p, x, method="encode"))(own, pixels)
+    mean, _ = jax.jit(lambda p, x: vae.apply(p, x, method="encode"))(own, pixels)
     assert_close(mean, pipeline.vae.encode(nchw(pixels)).latent_dist.mean)
-    decoded = fast_jit(lambda p, z: vae.apply(p, z, method="decode"))(own, latents)
+    decoded = jax.jit(lambda p, z: vae.apply(p, z, method="decode"))(own, latents)
     assert_close(decoded, pipeline.vae.decode(nchw(latents)).sample)
 
 
@@ -247,7 +247,7 @@ def draw_both(pipeline, opened, params, scheduler, sampling, draw=generate_laten
         guidance_rescale=sampling.guidance_rescale, output_type="np" if draw is generate else "latent", **kwargs,
     ).images  # fmt: skip
     theirs = theirs if draw is generate else theirs.numpy().transpose(0, 2, 3, 1)
-    run = fast_jit(lambda *args: draw(components, *args, sampling=sampling))
+    run = jax.jit(lambda *args: draw(components, *args, sampling=sampling))
     return theirs, run(params, noise, tokenize(opened.tokenizer, CAPTIONS), *arguments)
 
 

@@ -6,6 +6,7 @@ The weights are random: what is claimed is of the forms. The identity's values a
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from pidiff_jax.paths import flatten
 from pidiff_jax.sampling.generate import Sampling, generate_latents
 from pidiff_jax.worlds.portraits.networks import LATENT_SIZE, NUM_WPLUS_LAYERS, TOKEN_DIM, WPLUS_DIM, base_components
 from pidiff_jax.worlds.portraits.tokenizer import caption_ids
-from tests.models.tiny_unet import fast_jit, random_params, unet_shapes
+from tests.models.tiny_unet import random_params, unet_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -116,7 +117,7 @@ def predict(sink: bool):
     def apply(params, latents, timesteps, text, tokens):
         return UNet(unet_spec(sink)).apply({"params": params}, latents, timesteps, TextConditioning(text), tokens)
 
-    return fast_jit(apply)
+    return jax.jit(apply)
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def test_diffusers_unet_predicts_what_ours_does(pipeline, tmp_path, spec, sink):
     assert np.abs(expected - theirs(image_embeds(wplus[::-1], spec, sink))).max() > 0.1
     if sink:  # which matters: without its row the prediction is another
         assert np.abs(expected - theirs(image_embeds(wplus, spec, sink)[:, :, :-1])).max() > 0.01
-    tokens = fast_jit(IdentityMapper(spec).apply)({"params": mapper_params(spec, sink)}, wplus)
+    tokens = jax.jit(IdentityMapper(spec).apply)({"params": mapper_params(spec, sink)}, wplus)
     ours = predict(sink)(unet_params(), latents, times, text, tokens)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
@@ -150,11 +151,11 @@ def test_diffusers_pipeline_draws_what_we_draw(pipeline, tmp_path):
     }
     start, wplus = noise(2), wplus_codes(1)
     text_ids = caption_ids(["a person in a red shirt before a blue striped wall"] * 2)
-    run = fast_jit(lambda *arrays: generate_latents(components, *arrays, sampling=sampling))
+    run = jax.jit(lambda *arrays: generate_latents(components, *arrays, sampling=sampling))
     ours, _ = run(params, start, text_ids, np.repeat(wplus, 2, axis=0), np.float32(scale))
 
     prompts = [text_ids, np.broadcast_to(np.asarray(components.null_text_ids, np.int32), text_ids.shape)]
-    encode = fast_jit(lambda params, ids: components.conditioner(params, ids).embeds)
+    encode = jax.jit(lambda params, ids: components.conditioner(params, ids).embeds)
     text, null = (torch.from_numpy(np.array(encode(params, ids))) for ids in prompts)
     load(pipeline, tmp_path, spec, sink)
     pipeline.set_ip_adapter_scale(scale)

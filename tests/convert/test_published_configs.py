@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from pidiff_jax.models.clip import ClipText, ClipTextSpec
 from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import UNet, UNetSpec
 from pidiff_jax.models.vae import VAESpec
-from tests.models.tiny_unet import fast_jit
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text(encoding="utf-8"))
 FILES = {
@@ -90,7 +90,7 @@ def vocabulary(tmp_path_factory):
 @functools.cache
 def program(network, spec):
     """A network's forward pass, compiled once for all models of its size."""
-    return fast_jit(network(spec).apply)
+    return jax.jit(network(spec).apply)
 
 
 def written(folder, model, vocabulary):

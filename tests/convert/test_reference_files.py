@@ -2,6 +2,7 @@
 
 import copy
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.paths import flatten
 from tests.convert.tiny_stable_diffusion import tiny_pipeline, write_words
-from tests.models.tiny_unet import fast_jit
 
 # peft reads a property that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -103,7 +103,7 @@ def test_a_lora_that_diffusers_saved_is_merged_as_diffusers_fuses_it(version, pi
         for x in (pipeline, pipelines[version])
     )
     params = {"params": merged.load()["unet"]}
-    ours = fast_jit(UNet(merged.unet_spec).apply)(params, latents, times, TextConditioning(text_embeds))
+    ours = jax.jit(UNet(merged.unet_spec).apply)(params, latents, times, TextConditioning(text_embeds))
     np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=0, atol=1e-4)
     assert (theirs - before).abs().max() > 0.1
 

@@ -20,7 +20,6 @@ from tests.diffusion.foreign_samplers import (
     start_noise,
     trajectory,
 )
-from tests.models.tiny_unet import fast_jit
 
 SPACINGS = ["leading", "trailing", "linspace"]
 NOISY = {"ddpm", "euler_ancestral", "lcm"}
@@ -35,8 +34,8 @@ CASES = [
 ]
 
 # Samplers are arguments, so that those of as many steps share a program.
-from_noise = fast_jit(lambda noise, sampler: sample(denoise, sampler.start(noise), sampler, keys=KEYS))
-from_latents = fast_jit(lambda noise, x0, sampler: sample(denoise, sampler.start(noise, x0), sampler, keys=KEYS))
+from_noise = jax.jit(lambda noise, sampler: sample(denoise, sampler.start(noise), sampler, keys=KEYS))
+from_latents = jax.jit(lambda noise, x0, sampler: sample(denoise, sampler.start(noise, x0), sampler, keys=KEYS))
 
 
 def drawn(name, prediction_type, num_steps, schedule=SCHEDULE, **options):
@@ -123,7 +122,7 @@ def test_a_perfect_network_finds_the_latents(name, prediction_type):
         noise = (noisy - signal * latents) / sigma
         return {"eps": noise, "x0": latents, "v": signal * noise - sigma * latents}[prediction_type]
 
-    run = fast_jit(lambda noise: sample(perfect, sampler.start(noise, latents), sampler, keys=KEYS))
+    run = jax.jit(lambda noise: sample(perfect, sampler.start(noise, latents), sampler, keys=KEYS))
     np.testing.assert_allclose(run(jnp.asarray(NOISE)), latents, atol=1e-4)
 
 
@@ -131,7 +130,7 @@ def test_a_perfect_network_finds_the_latents(name, prediction_type):
 def test_a_picture_of_a_batch_of_four_is_the_same_alone_and_on_four_devices(name):
     keys, noise = jax.random.split(jax.random.key(5), 4), np.concatenate([NOISE, NOISE[::-1]])
     sampler = make_sampler(name, SCHEDULE, "v", 10, spacing="trailing")
-    run = fast_jit(lambda noise, keys: sample(denoise, sampler.start(noise), sampler, keys=keys))
+    run = jax.jit(lambda noise, keys: sample(denoise, sampler.start(noise), sampler, keys=keys))
     together = np.asarray(run(noise, keys))
     for i in range(4):
         np.testing.assert_allclose(run(noise[i : i + 1], keys[i : i + 1])[0], together[i], atol=1e-6)
@@ -244,7 +243,7 @@ def test_impossible_sampling_is_refused_in_one_line(call, message):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_trajectory_can_be_cut_anywhere(name):
     sampler = make_sampler(name, SCHEDULE, "v", 7, steps_offset=1)
-    state, run = sampler.begin(sampler.start(jnp.asarray(NOISE))), fast_jit(advance, static_argnums=(0, 3))
+    state, run = sampler.begin(sampler.start(jnp.asarray(NOISE))), jax.jit(advance, static_argnums=(0, 3))
     for start, end in ((0, 1), (1, 5), (5, 7)):
         part = jax.tree.map(lambda x, start=start, end=end: x[start:end], sampler.steps)
         state, _ = run(denoise, state, part, sampler.method, keys=KEYS)

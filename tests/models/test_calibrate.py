@@ -5,7 +5,6 @@ import numpy as np
 from flax import linen as nn
 
 from pidiff_jax.models.ir_se import IRSE, BatchNorm, IRSESpec, calibrate
-from tests.models.tiny_unet import fast_jit
 
 
 def test_every_batch_normalisation_of_a_calibrated_network_gives_its_scale_and_bias():
@@ -26,7 +25,7 @@ def test_every_batch_normalisation_of_a_calibrated_network_gives_its_scale_and_b
             network.apply({"params": params}, pixels)
         return seen
 
-    seen = fast_jit(statistics_after_calibration)(jax.random.key(1), pixels)
+    seen = jax.jit(statistics_after_calibration)(jax.random.key(1), pixels)
     assert len(seen) == 8  # the input layer's, two of each unit, and that of the one shortcut that changes the width
     for mean, std, initial_scale in seen.values():
         np.testing.assert_allclose(mean, 0.0, atol=1e-4)

@@ -12,7 +12,7 @@ from pidiff_jax.models.attention import Conditioning, CrossAttention
 from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec, expand_scale, init_identity_from_text
 from pidiff_jax.models.unet_blocks import scale_at
-from tests.models.tiny_unet import fast_jit, inputs, random_params, tiny_spec, tiny_unet, unet_shapes
+from tests.models.tiny_unet import inputs, random_params, tiny_spec, tiny_unet, unet_shapes
 
 
 def bits(x):
@@ -50,7 +50,7 @@ def without_identity(arrays):
 
 
 def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow():
-    _, params, arrays, apply = tiny_unet(fast_compile=False)
+    _, params, arrays, apply = tiny_unet(optimised=True)
     base = apply(split_identity(params)[0], without_identity(arrays))
     zero = arrays | {"identity_scale": np.float32(0)}
     np.testing.assert_array_equal(bits(apply(params, zero)), bits(base))
@@ -61,7 +61,7 @@ def test_scale_zero_is_bitwise_the_base_even_for_tokens_that_overflow():
 
 
 def test_spatial_scale_zero_is_bitwise_the_base_at_every_resolution():
-    _, params, arrays, apply = tiny_unet(fast_compile=False)
+    _, params, arrays, apply = tiny_unet(optimised=True)
     nowhere = arrays | {"identity_scale": np.zeros((2, 8, 8, 1), np.float32)}
     np.testing.assert_array_equal(bits(apply(params, nowhere)), bits(apply(params, without_identity(arrays))))
 
@@ -177,7 +177,7 @@ def test_gradients_reach_every_identity_kernel():
         params = {"params": traverse_util.unflatten_dict(flat)}
         return jnp.square(UNet(spec).apply(params, **as_jax(arrays))).mean()
 
-    gradients = fast_jit(jax.grad(loss))(identity)
+    gradients = jax.jit(jax.grad(loss))(identity)
     gradients = traverse_util.flatten_dict(gradients, sep="/")
     assert len(gradients) == 3 * 4
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in gradients.values())
@@ -212,7 +212,7 @@ def test_init_copies_text_kernels_where_widths_agree():
 
 def test_half_precision_compute_is_close_and_the_prediction_is_float32():
     spec, params, arrays, apply = tiny_unet()
-    half = fast_jit(UNet(spec, jnp.bfloat16).apply)({"params": params}, **arrays)
+    half = jax.jit(UNet(spec, jnp.bfloat16).apply)({"params": params}, **arrays)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, predict(apply, params, arrays), atol=0.2)
 

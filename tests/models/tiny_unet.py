@@ -12,9 +12,6 @@ from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
 
 CONTEXT_DIM, TOKEN_DIM = 24, 20
-# Compiles in less than half the time; for tests that compare to a tolerance.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-fast_jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
 
 
 def tiny_spec(variant: str | None = "decoupled", sink: bool = False) -> UNetSpec:
@@ -62,14 +59,14 @@ def inputs(spec: UNetSpec, batch: int = 2, size: int = 8, num_tokens: int = 3, s
 
 
 @functools.lru_cache(maxsize=4)
-def tiny_unet(variant: str | None = "decoupled", sink: bool = False, fast_compile: bool = True):
-    """(spec, parameters, inputs, jitted apply)."""
+def tiny_unet(variant: str | None = "decoupled", sink: bool = False, optimised: bool = False):
+    """(spec, parameters, inputs, jitted apply); optimised: compiled as users have it."""
     spec = tiny_spec(variant, sink)
     unet = UNet(spec)
 
-    @functools.partial(
-        jax.jit, static_argnames="return_attention", compiler_options=FAST_COMPILE if fast_compile else None
-    )
+    options = {"xla_backend_optimization_level": 3} if optimised else None
+
+    @functools.partial(jax.jit, static_argnames="return_attention", compiler_options=options)
     def apply(params, arrays, return_attention=False):
         return unet.apply({"params": params}, **arrays, return_attention=return_attention)
 

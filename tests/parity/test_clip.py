@@ -11,7 +11,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from pidiff_jax.convert.clip import clip_from_transformers
 from pidiff_jax.models import clip
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
-from tests.models.tiny_unet import fast_jit
 
 SD1 = ClipTextSpec(vocab_size=50, width=16, num_layers=3, num_heads=2, mlp_width=32, max_length=12)
 SD2 = ClipTextSpec(vocab_size=50, width=24, num_layers=2, num_heads=3, mlp_width=40, max_length=12, activation="gelu")
@@ -51,7 +50,7 @@ def test_hidden_states_match_transformers(spec, length):
     model, ids = reference(spec), text_ids(spec, length)
     with torch.no_grad():
         expected = model(torch.tensor(ids)).last_hidden_state.numpy()
-    ours = fast_jit(ClipText(spec).apply)({"params": ported(spec, model)}, ids)
+    ours = jax.jit(ClipText(spec).apply)({"params": ported(spec, model)}, ids)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
 
@@ -62,7 +61,7 @@ def test_the_mlp_matches_transformers(spec):
     x = np.random.default_rng(1).standard_normal((2, 5, spec.width)).astype(np.float32)
     with torch.no_grad():
         expected = model.encoder.layers[0].mlp(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(fast_jit(clip.ClipMLP(spec).apply)({"params": params}, x), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(clip.ClipMLP(spec).apply)({"params": params}, x), expected, rtol=0, atol=1e-5)
 
 
 def test_a_token_never_sees_later_tokens():
@@ -70,7 +69,7 @@ def test_a_token_never_sees_later_tokens():
     ids = text_ids(SD1)
     changed = ids.copy()
     changed[:, 7:] = (changed[:, 7:] + 1) % SD1.vocab_size
-    encode = fast_jit(ClipText(SD1).apply)
+    encode = jax.jit(ClipText(SD1).apply)
     before, after = (np.asarray(encode(params, x)) for x in (ids, changed))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).min(axis=-1).max() > 0
@@ -88,7 +87,7 @@ def test_full_size_trees_have_the_published_number_of_parameters(spec, count):
 def test_token_ids_outside_the_vocabulary_give_nan():
     ids = text_ids(SD1)
     ids[0, 3] = SD1.vocab_size
-    states = fast_jit(ClipText(SD1).apply)({"params": ported(SD1, reference(SD1))}, ids)
+    states = jax.jit(ClipText(SD1).apply)({"params": ported(SD1, reference(SD1))}, ids)
     assert np.isnan(states[0]).any() and not np.isnan(states[1]).any()
 
 

@@ -15,7 +15,6 @@ from pidiff_jax.models import e4e
 from pidiff_jax.models.e4e import E4eEncoder, E4eSpec
 from pidiff_jax.models.ir_se import IRSESpec
 from pidiff_jax.worlds.portraits.networks import ENCODER
-from tests.models.tiny_unet import fast_jit
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 
@@ -48,12 +47,12 @@ def pixels():
 def test_codes_match_pytorch(model, params, pixels):
     with torch.no_grad():
         expected = model(channels_first(pixels))
-    codes = fast_jit(E4eEncoder(SPEC).apply)({"params": params}, pixels)
+    codes = jax.jit(E4eEncoder(SPEC).apply)({"params": params}, pixels)
     assert codes.shape == (2, 6, 16)
     assert_agrees(codes, expected)
     assert_agrees(codes[:, 1:] - codes[:, :1], expected[:, 1:] - expected[:, :1])
     average = np.random.default_rng(1).standard_normal((6, 16)).astype(np.float32)
-    wplus = fast_jit(e4e.encode_wplus, static_argnums=0)(E4eEncoder(SPEC), params, average, pixels)
+    wplus = jax.jit(e4e.encode_wplus, static_argnums=0)(E4eEncoder(SPEC), params, average, pixels)
     assert_agrees(wplus, expected + torch.tensor(average))
 
 
@@ -64,7 +63,7 @@ def test_codes_match_pytorch_at_sizes_that_are_no_power_of_two():
     with torch.no_grad():
         expected = model(channels_first(pixels))
     params = e4e_from_pytorch(spec, reference.state(model, "encoder."))
-    assert_agrees(fast_jit(E4eEncoder(spec).apply)({"params": params}, pixels), expected)
+    assert_agrees(jax.jit(E4eEncoder(spec).apply)({"params": params}, pixels), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(2, 2, 4), (3, 5, 9), (16, 16, 32)])

@@ -24,7 +24,7 @@ from pidiff_jax.convert.unet import split_identity, unet_table
 from pidiff_jax.models.attention import Conditioning, CrossAttention
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.unet import IdentityAttentionSpec, UNet, UNetSpec
-from tests.models.tiny_unet import fast_jit, inputs, random_params, unet_shapes
+from tests.models.tiny_unet import inputs, random_params, unet_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -84,7 +84,7 @@ def wplus_codes():
 def prediction(spec):
     """The UNet with identity tokens as a jitted function of parameters, inputs, W+ codes and identity scale."""
 
-    @fast_jit
+    @jax.jit
     def predict(params, arrays, wplus, scale):
         tokens = IdentityMapper(MAPPER).apply({"params": params["mapper"]}, wplus)
         return UNet(spec).apply({"params": params["unet"]}, **arrays, identity_tokens=tokens, identity_scale=scale)
@@ -143,7 +143,7 @@ def test_gradients_of_the_identity_kernels_are_those_of_ip_adapters_processors()
 
     base, identity = split_identity(params["unet"])
 
-    @fast_jit
+    @jax.jit
     def gradients(identity, base, mapper, arrays, wplus, target):
         def loss(identity):
             flat = traverse_util.flatten_dict(base) | traverse_util.flatten_dict(identity)

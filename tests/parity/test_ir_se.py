@@ -18,7 +18,6 @@ from pidiff_jax.models import ir_se
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
 from pidiff_jax.models.ir_se import IRSE, IRSESpec
 from pidiff_jax.worlds.portraits.networks import RECOGNISER, SCENES
-from tests.models.tiny_unet import fast_jit
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 
@@ -62,14 +61,14 @@ def test_layers_match_pytorch(model, params, path, module, width):
     x = np.random.default_rng(1).standard_normal((2, 7, 5, width)).astype(np.float32)
     with torch.no_grad():
         expected = channels_last(model.get_submodule(name.replace("/", "."))(channels_first(x)))
-    assert_agrees(fast_jit(module.apply)({"params": tree}, x), expected, 1e-5)
+    assert_agrees(jax.jit(module.apply)({"params": tree}, x), expected, 1e-5)
 
 
 def test_features_of_every_group_match_pytorch(model, params):
     pixels = pictures(2)
     with torch.no_grad():
         expected = model.features(channels_first(pixels))
-    features = fast_jit(IRSE(SPEC.backbone).apply)({"params": params["backbone"]}, pixels)
+    features = jax.jit(IRSE(SPEC.backbone).apply)({"params": params["backbone"]}, pixels)
     assert [x.shape[1] for x in features] == [12, 6, 3]
     for ours, theirs in zip(features, expected, strict=True):
         assert_agrees(ours, channels_last(theirs))
@@ -80,10 +79,10 @@ def test_embeddings_match_pytorch_and_have_unit_length(model, params):
     with torch.no_grad():
         expected = model(channels_first(pixels))
         logits = model.output_layer(model.features(channels_first(pixels))[-1])
-    embeddings = fast_jit(ArcFace(SPEC).apply)({"params": params}, pixels)
+    embeddings = jax.jit(ArcFace(SPEC).apply)({"params": params}, pixels)
     assert_agrees(embeddings, expected)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1.0, rtol=1e-5)
-    ours = fast_jit(partial(ArcFace(SPEC).apply, method="logits"))({"params": params}, pixels)
+    ours = jax.jit(partial(ArcFace(SPEC).apply, method="logits"))({"params": params}, pixels)
     assert_agrees(ours, logits)
 
 

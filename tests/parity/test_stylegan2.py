@@ -16,7 +16,6 @@ from pidiff_jax.convert.stylegan2 import (
 from pidiff_jax.models import stylegan2
 from pidiff_jax.models.stylegan2 import Mapping, StyleGan2Spec, Synthesis
 from pidiff_jax.worlds.portraits.networks import STYLEGAN2
-from tests.models.tiny_unet import fast_jit
 from tests.parity import torch_faces as reference
 from tests.parity.torch_faces import assert_agrees, channels_first, channels_last
 
@@ -37,7 +36,7 @@ def test_mapping_matches_pytorch(model, weights):
     z = 3.0 * np.random.default_rng(0).standard_normal((4, 12)).astype(np.float32)
     with torch.no_grad():
         expected = model.style(torch.tensor(z))
-    to_w = fast_jit(Mapping(SPEC).apply)
+    to_w = jax.jit(Mapping(SPEC).apply)
     assert_agrees(to_w({"params": weights.mapping}, z), expected)
     # Pixel norm: only the direction of z counts.
     assert_agrees(to_w({"params": weights.mapping}, 2.0 * z), expected)
@@ -49,7 +48,7 @@ def test_pictures_of_mixed_styles_match_pytorch(model, weights, with_noise):
     with torch.no_grad():
         expected = channels_last(model(torch.tensor(wplus), float(with_noise)))
     noise = weights.noise if with_noise else None
-    pictures = fast_jit(Synthesis(SPEC).apply)({"params": weights.synthesis}, wplus, noise)
+    pictures = jax.jit(Synthesis(SPEC).apply)({"params": weights.synthesis}, wplus, noise)
     assert pictures.shape == (2, 16, 16, 3)
     assert_agrees(pictures, expected)
 
@@ -68,7 +67,7 @@ def test_modulated_convolutions_match_pytorch(upsample, demodulate):
     params = {"kernel": layer.weight[0].detach().numpy().transpose(2, 3, 1, 0), "modulation": modulation}
     ours = stylegan2.ModulatedConv(5, demodulate=demodulate, upsample=upsample)
     expected = channels_last(layer(channels_first(x), torch.tensor(style)))
-    assert_agrees(fast_jit(ours.apply)({"params": params}, x, style), expected, 1e-5)
+    assert_agrees(jax.jit(ours.apply)({"params": params}, x, style), expected, 1e-5)
 
 
 def test_filtered_upsampling_matches_pytorch():

@@ -15,7 +15,6 @@ from pidiff_jax.models.attention import Conditioning
 from pidiff_jax.models.text_conditioning import TextConditioning
 from pidiff_jax.models.unet import UNet, UNetSpec
 from pidiff_jax.models.unet_blocks import ResnetBlock, SpatialTransformer
-from tests.models.tiny_unet import fast_jit
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 
@@ -77,7 +76,7 @@ def test_predictions_agree(family):
     latents, text = random(2, 8, 12, 4), random(2, 7, spec.cross_attention_dim, seed=1)
     timesteps = np.array([3, 981], np.int32)
     expected = nhwc(model(nchw(latents), torch.from_numpy(timesteps), torch.from_numpy(text)).sample)
-    ours = fast_jit(UNet(spec).apply)({"params": params}, latents, timesteps, TextConditioning(text))
+    ours = jax.jit(UNet(spec).apply)({"params": params}, latents, timesteps, TextConditioning(text))
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
 
@@ -89,13 +88,13 @@ def test_single_layers_agree(family):
     block, ours = model.down_blocks[1], params["down_blocks_1"]
     wide = x[..., :16]
     expected = nhwc(block.resnets[0](nchw(wide), torch.from_numpy(time_embed)))
-    apply = fast_jit(ResnetBlock(32, 8).apply)
+    apply = jax.jit(ResnetBlock(32, 8).apply)
     out = apply({"params": ours["resnets_0"]}, wide, time_embed)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
 
     expected = nhwc(block.attentions[0](nchw(x), torch.from_numpy(text)).sample)
     transformer = SpatialTransformer(spec.num_heads[1], 1, 8, spec.use_linear_projection)
-    apply = fast_jit(lambda params, x, text: transformer.apply({"params": params}, x, Conditioning(text)))
+    apply = jax.jit(lambda params, x, text: transformer.apply({"params": params}, x, Conditioning(text)))
     out, maps = apply(ours["attentions_0"], x, text)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-5)
     assert maps == {}

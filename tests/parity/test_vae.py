@@ -15,7 +15,6 @@ from pidiff_jax.convert.vae import vae_from_diffusers
 from pidiff_jax.models import vae
 from pidiff_jax.models.unet_blocks import Resample, ResnetBlock
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
-from tests.models.tiny_unet import fast_jit
 
 SPEC = VAESpec(block_out_channels=(8, 16, 16), norm_num_groups=4)
 
@@ -62,7 +61,7 @@ def test_encode_and_decode_match_diffusers(mid_attention):
     with torch.no_grad():
         posterior = model.encode(to_torch(pixels)).latent_dist
         decoded = model.decode(to_torch(latents)).sample
-    encode, decode = (fast_jit(partial(AutoencoderKL(spec).apply, method=name)) for name in ("encode", "decode"))
+    encode, decode = (jax.jit(partial(AutoencoderKL(spec).apply, method=name)) for name in ("encode", "decode"))
     mean, log_variance = encode(params, pixels)
     np.testing.assert_allclose(mean, to_numpy(posterior.mean), rtol=0, atol=1e-4)
     np.testing.assert_allclose(log_variance, to_numpy(posterior.logvar), rtol=0, atol=1e-4)
@@ -93,7 +92,7 @@ def test_layers_match_diffusers(path, module, width):
     x = np.random.default_rng(1).standard_normal((2, 6, 4, width)).astype(np.float32)
     with torch.no_grad():
         expected = torch_layer(to_torch(x), temb=None) if "resnets" in path else torch_layer(to_torch(x))
-    np.testing.assert_allclose(fast_jit(module.apply)({"params": params}, x), to_numpy(expected), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), to_numpy(expected), rtol=0, atol=1e-5)
 
 
 def test_full_size_tree_has_the_published_number_of_parameters():

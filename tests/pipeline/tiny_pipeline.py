@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,7 +22,7 @@ from pidiff_jax.runs.saved_run import SavedRun
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sharding.mesh import make_mesh
 from pidiff_jax.worlds.portraits.world import PortraitsWorld
-from tests.models.tiny_unet import CONTEXT_DIM, fast_jit, random_params
+from tests.models.tiny_unet import CONTEXT_DIM, random_params
 from tests.sampling.test_generate import tiny_pipeline as tiny_components
 
 WORDS = ("a", "person", "in", "red", "blue", "shirt")
@@ -63,9 +62,7 @@ def make_pipeline(*, mesh: Mesh | None = None, params: dict[str, Any] | None = N
         trained=frozenset(path for path in flatten(params) if path.startswith("mapper/") or "_id/" in path),
         facts={"num_steps": 7, "versions": {"jax": jax.__version__}, "fingerprints": {"base": "0"}},
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", fast_jit)
-        return Pipeline(run, **options)
+    return Pipeline(run, **options)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from pidiff_jax.models.unet import UNet
 from pidiff_jax.models.vae import AutoencoderKL, VAESpec
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling, generate, generate_latents, sampler_for
-from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, fast_jit, random_params, tiny_spec
+from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
 
 BATCH, HEIGHT, WIDTH, TOKENS = 3, 4, 6, 2
 
@@ -55,7 +55,7 @@ def drawing():
     )
     text_ids = jnp.asarray(rng.integers(0, 9, (BATCH, 5)), jnp.int32)
 
-    @fast_jit
+    @jax.jit
     def draw(params, scale):
         return generate(components, params, noise, text_ids, wplus, scale, Sampling(num_steps=2))[0]
 
@@ -91,7 +91,7 @@ def latents_of(sampling):
     """The latents of a model that predicts v, which keeps their scale, as a jitted function of noise, text and keys."""
     components, params = tiny_pipeline()
     components = replace(components, prediction_type="v")
-    return fast_jit(
+    return jax.jit(
         lambda noise, text_ids, keys: generate_latents(
             components, params, noise, text_ids, sampling=sampling, keys=keys
         )[0]

@@ -11,7 +11,7 @@ from pidiff_jax.models.attention import CONDITIONS
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.sampling.generate import Sampling
 from pidiff_jax.sampling.guided import Guidance, make_conditions, predict
-from tests.models.tiny_unet import fast_jit, inputs, random_params, tiny_spec, unet_shapes
+from tests.models.tiny_unet import inputs, random_params, tiny_spec, unet_shapes
 from tests.sampling.test_generate import HEIGHT, TOKENS, WIDTH, tiny_pipeline
 
 SHAPE = (2, HEIGHT, WIDTH, 4)
@@ -24,7 +24,7 @@ def predicted(passes, scale, identity=1.0):
     latents, tokens = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (SHAPE, (2, 1, TOKENS, 20)))
     text_ids = jnp.asarray(rng.integers(0, 9, (2, 5)), jnp.int32)
 
-    @fast_jit
+    @jax.jit
     def run(params):
         conditions = make_conditions(components, params, text_ids, tokens, latents_shape=SHAPE, passes=passes)
         return predict(components, params, conditions, Guidance(scale, identity, 0.0), latents, 500, passes=passes)
@@ -52,13 +52,13 @@ def test_remembered_keys_and_values_give_the_same_prediction_and_their_kernels_a
     spec = tiny_spec(variant)
     unet, params = UNet(spec), random_params(unet_shapes(spec))
     arrays = jax.tree.map(jnp.asarray, inputs(spec))
-    _, filled = fast_jit(functools.partial(unet.apply, mutable=[CONDITIONS]))({"params": params}, **arrays)
+    _, filled = jax.jit(functools.partial(unet.apply, mutable=[CONDITIONS]))({"params": params}, **arrays)
 
     def step(params, remembered):
         return unet.apply({"params": params, CONDITIONS: remembered}, **arrays)
 
-    expected = fast_jit(unet.apply)({"params": params}, **arrays)
-    np.testing.assert_allclose(fast_jit(step)(params, filled[CONDITIONS]), expected, rtol=0, atol=1e-6)
+    expected = jax.jit(unet.apply)({"params": params}, **arrays)
+    np.testing.assert_allclose(jax.jit(step)(params, filled[CONDITIONS]), expected, rtol=0, atol=1e-6)
 
     traced = jax.make_jaxpr(step)(params, filled[CONDITIONS]).jaxpr
     read = {variable for equation in traced.eqns for variable in equation.invars if not hasattr(variable, "val")}
