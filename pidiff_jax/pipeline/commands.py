@@ -162,7 +162,10 @@ def parse_scale(text: str) -> Any:
         if "=" not in text:
             return float(text)
         pairs = [part.partition("=") for part in text.split(",")]
-        return {name.strip(): float(value) for name, _, value in pairs}
+        numbers = {name.strip(): float(value) for name, _, value in pairs}
+        if len(numbers) < len(pairs):
+            raise ValueError("a level twice")
+        return numbers
     except ValueError:
         raise ValueError(
             f"expected --identity_scale as a number, or as coarse=1,middle=1,fine=0.5, got {text!r}; correct it"

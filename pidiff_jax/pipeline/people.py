@@ -1,6 +1,7 @@
 """Who is meant by --identity: W+ codes from photographs, files, records, or of held-out people of the run's world."""
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pidiff_jax.ranges import about
 from pidiff_jax.worlds import Faces, World
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".gif", ".dng")  # of photographs that must be converted
 _NAME = re.compile(r"[\w-][\w.-]*")
 _HELD_OUT = re.compile(r"(validation|test):(\d+)")
 _RECORD = re.compile(r"(.+):(train|validation):(\d+)")
@@ -98,7 +100,13 @@ def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
         pictures = sorted(each for each in path.iterdir() if _is_picture(each))
         if not pictures:
             raise ValueError(
-                f"--identity={text}: expected a folder with photographs of a person, found none; name another"
+                f"--identity={text}: expected a folder with photographs of a person ({', '.join(PICTURE_SUFFIXES)}), found "
+                "none; name another, or convert what is there"
+            )
+        if others := sorted(each.name for each in path.iterdir() if each.suffix.lower() in _UNREAD_SUFFIXES):
+            warnings.warn(
+                f"--identity={text}: {len(others)} pictures are left out, such as {others[0]}; convert them to be seen too",
+                stacklevel=4,
             )
         return {_as_name(path.resolve().name): encode_photographs(pictures, faces())}
     if not path.is_file():

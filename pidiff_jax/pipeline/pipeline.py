@@ -17,18 +17,17 @@ from tqdm import tqdm
 from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.checkpoint.fingerprint import fingerprint
 from pidiff_jax.compilation_cache import use_compilation_cache
-from pidiff_jax.convert.clip_tokenizer import tokenize, words_beyond
+from pidiff_jax.convert.clip_tokenizer import words_beyond
 from pidiff_jax.evaluation.report.heat_map import heat_maps
 from pidiff_jax.locations import local_path, optional_path
 from pidiff_jax.paths import flatten
-from pidiff_jax.pipeline.canvas import Canvas, name_of
-from pidiff_jax.pipeline.identity_scale import identity_schedule, region_masks
+from pidiff_jax.pipeline.frame import Frame
 from pidiff_jax.pipeline.people import encode_photographs, read_people
-from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash
+from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here
 from pidiff_jax.pipeline.settings import Settings
 from pidiff_jax.ranges import MAX_SEED, check_count
 from pidiff_jax.runs.saved_run import SavedRun, open_run
-from pidiff_jax.sampling.compiled import CompiledSampler, Request, initial_noise
+from pidiff_jax.sampling.compiled import CompiledSampler
 from pidiff_jax.sampling.generate import sampler_for
 from pidiff_jax.worlds import Faces
 
@@ -234,55 +233,44 @@ class Pipeline:
 
         place: of a single job, its place in a batch and that batch's size, so that it is drawn again bit for bit.
         """
-        size = self._checked_size(settings)
-        sampler_for(self.components, settings.sampling)
         settings.check()
+        sampler_for(self.components, settings.sampling)
         self._warn_of_cut_prompts(jobs, settings)
-        factor = self.components.vae.spec.downsampling
-        latent_size = size[0] // factor, size[1] // factor
-        num_people = len(jobs[0].people)
-        canvas = (
-            Canvas.of(image, mask_image, size, self._encode_picture, lambda: self.faces) if image is not None else None
-        )
-        if mask_image is not None and image is None:
-            raise ValueError("expected a picture to put the drawn part into, got mask_image alone; pass image too")
-        masks = None if regions is None else region_masks(regions, size, latent_size)
-        if masks is not None and len(masks) != num_people:
-            raise ValueError(f"expected a region for each of {num_people} people, got {len(masks)}; pair them")
-        where = None if regions is None or masks is None else _plain(regions, masks)
-        schedule = self._schedule(settings, num_people)
-        first_step = self._first_step(settings, canvas)
-        at, batch_size = place if place is not None else (0, min(self.batch_size, len(jobs)))
+        frame = Frame.of(
+            self.components, settings, len(jobs[0].people), image=image, mask_image=mask_image, regions=regions,
+            encode=self._encode_picture, faces=lambda: self.faces,
+        )  # fmt: skip
+        at, size = place if place is not None else (0, min(self.batch_size, len(jobs)))
+        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         pixels, attention, recipes = [], [], []
-        bar = tqdm(
-            total=-(-len(jobs) // batch_size) * (settings.num_steps - first_step),
-            unit="step",
-            disable=not show_progress,
-        )
-        with bar:
-            for start in range(0, len(jobs), batch_size):
-                own = jobs[start : start + batch_size]
-                filled = [*own, *[own[-1]] * (batch_size - len(own))]
-                request = self._request(filled, settings, latent_size, schedule, masks, canvas, first_step)
-                latents, heat = self._sampler.draw(
-                    self.run.params, request, settings.sampling, on_step=lambda done, total: bar.update()
-                )
-                drawn = self._sampler.decode(self.run.params["vae"], latents / self.components.vae.spec.scaling_factor)
-                keep = slice(at, at + 1) if place is not None else slice(len(own))
-                pixels.append(np.asarray(drawn)[keep])
-                attention.append(np.asarray(heat if masks is None else heat * masks[None])[keep])
-                for index, job in enumerate(own):
-                    recipes.append(self._recipe(job, settings, canvas, where, (at + index, batch_size)))
+        num_steps = len(batches) * (settings.num_steps - frame.first_step)
+        with tqdm(total=num_steps, unit="step", disable=not show_progress) as bar:
+            for batch in batches:
+                drawn, heat = self._draw_batch([*batch, *[batch[-1]] * (size - len(batch))], settings, frame, bar)
+                keep = slice(at, at + 1) if place is not None else slice(len(batch))
+                pixels.append(drawn[keep])
+                attention.append(frame.where(heat)[keep])
+                recipes += [self._recipe(job, settings, frame, (at + i, size)) for i, job in enumerate(batch)]
         joined = np.concatenate(pixels)
         if not np.isfinite(joined).all():
             raise ValueError(
                 "expected finite pixels, got NaN or infinity from the model; lower identity_scale or guidance_scale, or check "
                 "the run"
             )
-        if canvas is not None:
-            joined = canvas.paste(joined)
+        if frame.canvas is not None:
+            joined = frame.canvas.paste(joined)
         images = [_as_pil(each) for each in joined] if output_type == "pil" else joined
         return PipelineOutput(images, joined, np.concatenate(attention), recipes)
+
+    def _draw_batch(
+        self, jobs: Sequence[Job], settings: Settings, frame: Frame, bar: tqdm
+    ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n p _h _w"]]:
+        """Pixels, and the attention of everybody."""
+        params, sampling = self.run.params, settings.sampling
+        request = frame.request(self.components, jobs, self.tokens, guided=sampling.passes > 1)
+        latents, heat = self._sampler.draw(params, request, sampling, on_step=lambda done, total: bar.update())
+        pixels = self._sampler.decode(params["vae"], latents / self.components.vae.spec.scaling_factor)
+        return np.asarray(pixels), np.asarray(heat)
 
     def jobs(
         self,
@@ -355,23 +343,6 @@ class Pipeline:
             raise ValueError("expected finite numbers in the identity, got others; encode it again")
         return [(None, code) for code in codes]
 
-    def _checked_size(self, settings: Settings) -> tuple[int, int]:
-        factor = self.components.vae.spec.downsampling
-        own = tuple(factor * each for each in self.components.latent_size)
-        height, width = (
-            own[i] if given is None else given for i, given in enumerate((settings.height, settings.width))
-        )
-        multiple = factor * 2 ** (len(self.components.unet.spec.block_out_channels) - 1)
-        for name, pixels in (("height", height), ("width", width)):
-            check_count(name, pixels)
-            if pixels % multiple:
-                lower = max(pixels // multiple, 1) * multiple
-                raise ValueError(
-                    f"expected {name} as a multiple of {multiple} pixels, as this model draws, got {pixels}; take {lower} or "
-                    f"{lower + multiple}"
-                )
-        return height, width
-
     def _warn_of_cut_prompts(self, jobs: Sequence[Job], settings: Settings) -> None:
         for text in dict.fromkeys(each for job in jobs for each in (job.prompt, job.negative_prompt) if each):
             if cut := words_beyond(self.components.tokenizer, text):
@@ -387,78 +358,14 @@ class Pipeline:
         mean, _ = self._encode({"params": self.run.params["vae"]}, pixels[None] * 2.0 - 1.0)
         return np.asarray(mean)[0] * self.components.vae.spec.scaling_factor
 
-    def _schedule(self, settings: Settings, num_people: int) -> Float[np.ndarray, "n 1 pt"] | None:
-        """None where nobody is drawn: then the pictures are the base's, bit for bit."""
-        spec = self.components.identity_mapper.spec
-        schedule = identity_schedule(
-            settings.identity_scale, settings.num_steps, spec, start=settings.identity_start, end=settings.identity_end,
-            over_time=settings.identity_over_time,
-        )  # fmt: skip
-        return np.tile(schedule, (1, num_people))[:, None] if num_people and schedule.any() else None
-
-    def _first_step(self, settings: Settings, canvas: "Canvas | None") -> int:
-        if canvas is None:
-            if settings.strength != 1.0:
-                raise ValueError(
-                    f"expected strength with a picture to change, got {settings.strength} alone; pass image too"
-                )
-            return 0
-        taken = int(settings.num_steps * settings.strength)
-        if taken < 1:
-            raise ValueError(
-                f"expected strength * num_steps of at least one step, got {settings.strength} * {settings.num_steps}; raise one"
-            )
-        return settings.num_steps - taken
-
-    def _request(
-        self,
-        jobs: Sequence[Job],
-        settings: Settings,
-        latent_size: tuple[int, int],
-        schedule: Float[np.ndarray, "n 1 pt"] | None,
-        masks: Float[np.ndarray, "p h w"] | None,
-        canvas: "Canvas | None",
-        first_step: int,
-    ) -> Request:
-        tokenizer = self.components.tokenizer
-        negatives = None
-        if settings.sampling.passes > 1 and any(job.negative_prompt for job in jobs):
-            negatives = tokenize(tokenizer, [job.negative_prompt or "" for job in jobs])
-        tokens = regions = None
-        if schedule is not None:
-            tokens = np.stack([[self.tokens(code) for _, code in job.people] for job in jobs])
-            if masks is not None:
-                regions = np.repeat(np.moveaxis(masks, 0, -1), tokens.shape[2], axis=-1)[None]
-        seeds = np.array([job.seed for job in jobs], np.uint32)
-        repeat = lambda x: np.repeat(x[None], len(jobs), 0)  # noqa: E731
-        return Request(
-            text_ids=tokenize(tokenizer, [job.prompt for job in jobs]),
-            noise=initial_noise(seeds, (latent_size[0], latent_size[1], self.components.unet.spec.in_channels)),
-            tokens=tokens,
-            schedule=schedule,
-            regions=regions,
-            negative_ids=negatives,
-            seeds=seeds,
-            known=None if canvas is None else repeat(canvas.latents),
-            redraw=None if canvas is None or canvas.latent_mask is None else repeat(canvas.latent_mask),
-            first_step=first_step,
-        )
-
-    def _recipe(
-        self,
-        job: Job,
-        settings: Settings,
-        canvas: "Canvas | None",
-        regions: list[Any] | None,
-        place: tuple[int, int],
-    ) -> Recipe:
+    def _recipe(self, job: Job, settings: Settings, frame: Frame, place: tuple[int, int]) -> Recipe:
         return Recipe(
             prompt=job.prompt,
             negative_prompt=job.negative_prompt,
             seed=job.seed,
             people=[{"source": source, "sha256": code_hash(code)} for source, code in job.people],
-            regions=regions,
-            image=None if canvas is None else canvas.source,
+            regions=frame.regions,
+            image=None if frame.canvas is None else frame.canvas.source,
             settings=asdict(settings),
             place=list(place),
             run={
@@ -480,13 +387,3 @@ def _texts(name: str, texts: Any) -> list[str]:
 
 def _as_pil(pixels: Float[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(byte_pixels(pixels))
-
-
-def _plain(regions: Sequence[Any], masks: Float[np.ndarray, "p h w"]) -> list[Any]:
-    """Boxes as lists, files by their names and what they hold; masks in memory leave no trace but that they were there."""
-    return [
-        [float(x) for x in each]
-        if np.ndim(each) == 1
-        else (name := name_of(each)) and {"mask": name, "sha256": pixels_hash(byte_pixels(mask))}
-        for each, mask in zip(regions, masks, strict=True)
-    ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pidiff_jax.pipeline.commands import Opening, Writing, _region
+from pidiff_jax.pipeline.commands import Opening, Writing, _region, parse_scale
 from pidiff_jax.pipeline.editing import Edits, draw_edits
 from pidiff_jax.pipeline.finding import _labelled
 
@@ -20,6 +20,13 @@ def test_four_numbers_are_a_box_however_they_are_written():
     assert _region("0, 0, .5, 1") == (0.0, 0.0, 0.5, 1.0)
     assert _region("-.5,0,1e-3,1") == (-0.5, 0.0, 0.001, 1.0)
     assert Path(_region("0,0,.5.5,1")).name == "0,0,.5.5,1"
+
+
+def test_a_scale_is_a_number_or_one_for_each_level_once():
+    assert parse_scale("0.5") == 0.5 and parse_scale("coarse=1, fine=0") == {"coarse": 1.0, "fine": 0.0}
+    for text in ("much", "coarse=much", "coarse=1,coarse=2"):
+        with pytest.raises(ValueError, match="expected --identity_scale as a number, or as coarse=1,middle=1,fine=0.5"):
+            parse_scale(text)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_a_folder_of_photographs_is_one_person_with_their_mean_code(tmp_path):
     np.testing.assert_array_equal(code, encode_photographs(pictures, ColourFaces()))
 
 
+def test_photographs_that_nothing_reads_are_named(tmp_path):
+    photographs(tmp_path / "anna")
+    (tmp_path / "anna/IMG_3.HEIC").touch()
+    with pytest.warns(UserWarning, match=r"1 pictures are left out, such as IMG_3\.HEIC; convert them"):
+        people(tmp_path / "anna")
+
+
 def test_landmarks_go_with_their_photographs():
     first, second = np.ones((5, 2), np.float32), np.full((5, 2), 2, np.float32)
     code = pipeline().encode_identity([picture(0), picture(1)], [first, second])
@@ -86,7 +93,7 @@ def test_codes_in_files_are_people_by_their_names(tmp_path):
         ("narrow.npy", r"narrow\.npy: expected a W\+ code of shape \(5, 8\), got \(5, 7\) in 'narrow'"),
         ("holes.npy", r"expected finite numbers, got others in 'holes'"),
         ("text.txt", r"expected a photograph \(\.png, .*\), W\+ codes .* got .*text\.txt"),
-        ("empty", "expected a folder with photographs of a person, found none"),
+        ("empty", r"expected a folder with photographs of a person \(\.png, .*\), found none"),
         ("nobody.png", r"found no file .*nobody\.png; check it"),
     ],
 )
