@@ -12,11 +12,14 @@ _MAX_CLASSES = 32
 _MIN_CONTRAST = 8  # levels of 256
 
 
-def read_pixels(picture: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarray, "h w 3"]:
+Picture = Shaped[np.ndarray, "..."] | Image.Image | Path
+
+
+def read_pixels(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
     """Colours of a photograph, turned as its EXIF says.
 
-    picture: a file of any mode, or an array, grey or with 1 to 4 channels as files have them. Levels are 0 to 255, 0 to
-        65535 or, as fractions, 0 to 1. What is transparent lies on white.
+    picture: a file or PIL picture of any mode, or an array, grey or with 1 to 4 channels as files have them. Levels are 0 to
+        255, 0 to 65535 or, as fractions, 0 to 1. What is transparent lies on white.
 
     Raises:
         ValueError: the file can't be read, levels are of another scale, or there is hardly more than one colour.
@@ -34,22 +37,26 @@ def read_pixels(picture: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarr
     return pixels
 
 
-def read_mask(mask: Shaped[np.ndarray, "h w ..."] | Path) -> UInt8[np.ndarray, "h w"]:
-    """Face mask, 255 on the head and 0 elsewhere.
+def read_mask(mask: Picture, *, may_be_all: bool = False) -> UInt8[np.ndarray, "h w"]:
+    """Face mask, 255 on the head and 0 elsewhere, turned as its EXIF says.
 
-    mask: a file or an array, grey levels of 0 to 255, 0 to 65535 or, as fractions, 0 to 1; or of two values, 0 and another
-        one; or opaque on the head and transparent elsewhere.
+    mask: a file, PIL picture or array, grey levels of 0 to 255, 0 to 65535 or, as fractions, 0 to 1; or of two values, 0 and
+        another one; or opaque on the head and transparent elsewhere.
+    may_be_all: a picture that is white everywhere is a mask of everything, which no head is.
 
     Raises:
         ValueError: the file can't be read, nothing or everything is marked, or it can mean several things: labels of more than
             one class, colours, grey levels beside transparency.
     """
-    levels = _single_channel(_image(mask) if isinstance(mask, Path) or mask.ndim == 3 else mask)
+    levels = _single_channel(mask if isinstance(mask, np.ndarray) and mask.ndim == 2 else _image(mask))
     if not levels.size:
         raise ValueError(f"expected a face mask, got an array of shape {levels.shape}; mark the head")
     low, high = float(levels.min()), float(levels.max())
     if high == 0:
-        raise ValueError("expected a face mask with a face, got zeros only; mark the head")
+        wanted = ("mask with something white", "what is meant") if may_be_all else ("face mask with a face", "the head")
+        raise ValueError(f"expected a {wanted[0]}, got zeros only; mark {wanted[1]}")
+    if may_be_all and low == high and high in (1, 255, 65535):
+        return np.full(levels.shape, 255, np.uint8)
     if ((levels == 0) | (levels == high)).all() and low == 0:
         return np.where(levels == high, 255, 0).astype(np.uint8)
     fractions = levels.dtype.kind == "f" and high <= 1
@@ -73,13 +80,14 @@ def _are_labels(shares: np.ndarray) -> bool:
     return bool(between.size > _SOFT_SHARE * marked.sum()) and len(np.unique(between)) <= _MAX_CLASSES
 
 
-def _image(picture: np.ndarray | Path) -> Image.Image:
+def _image(picture: np.ndarray | Image.Image | Path) -> Image.Image:
     if isinstance(picture, np.ndarray):
-        channels = picture.shape[2:] or (1,)
-        if channels not in [(1,), (2,), (3,), (4,)] or not picture.size:
+        if picture.shape[2:] not in [(), (1,), (2,), (3,), (4,)] or picture.ndim < 2 or not picture.size:
             raise ValueError(f"expected an array (height, width, channels), got shape {picture.shape}; turn it round")
         return Image.fromarray(_bytes(picture[..., 0] if picture.shape[2:] == (1,) else picture))
     try:
+        if isinstance(picture, Image.Image):  # of a file with several pictures, the one that was chosen
+            return ImageOps.exif_transpose(picture)
         with Image.open(picture) as image:
             # An MPO file is the JPEG of a phone: its first picture is the photograph.
             num_pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -101,6 +109,8 @@ def _bytes(levels: np.ndarray) -> np.ndarray:
         return levels
     if levels.dtype == bool:
         return levels * np.uint8(255)
+    if levels.dtype.kind not in "iuf":
+        raise ValueError(f"expected levels of a picture as numbers, got {levels.dtype}; pass a picture")
     low, high = levels.min(), levels.max()
     fractions = levels.dtype.kind == "f"
     if low >= 0 and fractions and high <= 1:

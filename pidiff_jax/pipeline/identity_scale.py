@@ -10,8 +10,9 @@ from PIL import Image
 
 from data_pipeline.prepare.pictures import read_mask
 from pidiff_jax.editing.levels import per_layer
+from pidiff_jax.locations import local_path
 from pidiff_jax.models.identity_mapper import MapperSpec
-from pidiff_jax.ranges import check_number
+from pidiff_jax.ranges import about, check_number
 
 Scale = float | Sequence[float] | Mapping[str, float]
 
@@ -72,44 +73,25 @@ def region_masks(
 def picture_mask(mask: Any, size: tuple[int, int], name: str = "mask_image") -> Float[np.ndarray, "h w"]:
     """A mask at a picture's (height, width), 1 where it is white.
 
+    mask: a file, PIL picture or array, see `read_mask`; one that is white everywhere is a mask of everything.
+
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: no mask, or one of other proportions.
     """
-    or_box = ", or give 'face'" if name == "mask_image" else ", or give a box left,top,right,bottom"
-    try:
-        array = np.asarray(Image.open(mask) if isinstance(mask, str | Path) else mask)
-    except OSError as error:
-        raise ValueError(
-            f"expected a picture as {name}, got {mask} ({_reason(error)}); check the path{or_box}"
-        ) from error
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
-    if array.size and not array.any():
-        raise ValueError(f"expected {name} with something white, got black alone; mark what is meant")
-    try:
-        levels = np.full(array.shape[:2], 255, np.uint8) if _is_all_white(array) else read_mask(array)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if isinstance(mask, str | Path):
+        mask = local_path(mask, name)
+        if not mask.is_file():
+            or_else = "give 'face'" if name == "mask_image" else "give a box left,top,right,bottom"
+            raise FileNotFoundError(f"expected a picture as {name} at {mask}, found none; check the path, or {or_else}")
+    with about(name):
+        levels = read_mask(mask if isinstance(mask, Image.Image | Path) else np.asarray(mask), may_be_all=True)
     if levels.shape[0] * size[1] != levels.shape[1] * size[0]:
         raise ValueError(
             f"expected {name} with the proportions of the picture, {size[1]} x {size[0]}, got {levels.shape[1]} x "
             f"{levels.shape[0]}; cut or resize it"
         )
     return np.asarray(Image.fromarray(levels).resize(size[::-1], Image.Resampling.BOX), np.float32) / 255.0
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or "it can't be read as one"
-
-
-def _is_all_white(array: np.ndarray) -> bool:
-    """A mask of everything, which no face mask can be."""
-    return (
-        array.ndim in (2, 3)
-        and array.size > 0
-        and bool((array == array.flat[0]).all())
-        and array.flat[0] in (1, 255, 65535)
-    )
 
 
 def _region(region: Any, size: tuple[int, int], name: str) -> Float[np.ndarray, "h w"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from data_pipeline.prepare.pictures import read_pixels
 from data_pipeline.records import open_records
@@ -158,4 +159,4 @@ def as_pixels(picture: Any) -> UInt8[np.ndarray, "h w 3"]:
     """What `read_pixels` makes of a file's name, a PIL picture or an array."""
     if isinstance(picture, str | Path):
         return read_pixels(local_path(picture, "the picture"))
-    return read_pixels(np.asarray(picture))
+    return read_pixels(picture if isinstance(picture, Image.Image) else np.asarray(picture))

@@ -18,6 +18,12 @@ def saved(tmp_path, image: Image.Image | np.ndarray, name: str = "picture.png", 
     return tmp_path / name
 
 
+def turned_clockwise() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 def test_a_16_bit_grey_photograph_keeps_its_levels(tmp_path):
     deep = RAMP.astype(np.uint16) * 257
     for name in ("deep.png", "deep.tif"):
@@ -48,8 +54,16 @@ def test_arrays_of_another_type_become_bytes(array):
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "F"])
 def test_files_of_every_mode_show_the_same(mode, tmp_path):
     name = {"CMYK": "x.tif", "YCbCr": "x.tif", "F": "x.tif"}.get(mode, "x.png")
-    pixels = read_pixels(saved(tmp_path, Image.fromarray(RAMP).convert(mode), name))
-    np.testing.assert_allclose(pixels, np.stack([RAMP] * 3, -1), atol=1)
+    picture = Image.fromarray(RAMP).convert(mode)
+    for pixels in (read_pixels(saved(tmp_path, picture, name)), read_pixels(picture)):
+        np.testing.assert_allclose(pixels, np.stack([RAMP] * 3, -1), atol=1)
+
+
+def test_a_picture_in_memory_is_turned_as_its_file(tmp_path):
+    with Image.open(saved(tmp_path, RAMP, exif=turned_clockwise())) as picture:
+        np.testing.assert_array_equal(read_pixels(picture), read_pixels(tmp_path / "picture.png"))
+        assert read_pixels(picture).shape == (64, 8, 3)
+        np.testing.assert_array_equal(read_mask(picture, may_be_all=True), RAMP.T[:, ::-1])
 
 
 def test_a_bilevel_photograph_is_black_and_white(tmp_path):

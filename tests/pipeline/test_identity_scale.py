@@ -1,5 +1,7 @@
 """Words about an identity's strength become numbers for tokens, steps and places."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +71,20 @@ def test_a_mask_of_any_form_and_size_is_a_region(tmp_path):
         np.testing.assert_array_equal(picture_mask(mask, (16, 32))[:, [15, 16]], [[1, 0]] * 16)
 
 
+def test_a_masks_file_and_its_picture_in_memory_mean_what_is_seen(tmp_path, monkeypatch):
+    white_left = Image.fromarray(np.repeat([[0] * 8 + [1] * 8], 8, 0).astype(np.uint8))
+    white_left.putpalette([255] * 3 + [0] * 3)
+    lying = Image.fromarray(np.repeat([[0], [255]], 8, 0).repeat(8, 1).astype(np.uint8))  # as a phone stores it
+    lying.getexif()[0x0112] = 6  # to be turned clockwise: what is below is left
+    white = Image.new("P", (16, 8))
+    white.putpalette([255] * 3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for mask, expected in ((white_left, [1, 0]), (lying, [1, 0]), (white, [1, 1])):
+        mask.save(tmp_path / "mask.png", exif=mask.getexif())
+        for form in (mask, tmp_path / "mask.png", "~/mask.png"):
+            np.testing.assert_array_equal(picture_mask(form, (16, 32))[:, [15, 16]], [expected] * 16)
+
+
 @pytest.mark.parametrize(
     ("region", "message"),
     [
@@ -77,10 +93,12 @@ def test_a_mask_of_any_form_and_size_is_a_region(tmp_path):
         ((0.0, 0.0, 0.5, 1.5), "expected region 2 as a box"),
         ((0.0, 0.0, float("nan"), 1.0), "expected region 2 as a box"),
         (np.eye(8, dtype=bool), "expected region 2 with the proportions of the picture, 32 x 16, got 8 x 8"),
-        (np.zeros((16, 32), np.uint8), "expected region 2 with something white, got black alone"),
+        (np.zeros((16, 32), np.uint8), "region 2: expected a mask with something white, got zeros only"),
+        (5, "region 2: expected an array (height, width, channels), got shape ()"),
+        ("gs://bucket/x.png", "expected a path on this machine for region 2, got 'gs://bucket/x.png'"),
     ],
 )
 def test_a_region_that_is_none_is_named_in_one_line(region, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         region_masks([(0.0, 0.0, 0.5, 1.0), region], (16, 32), (4, 8))
     assert "\n" not in str(error.value)
