@@ -1,4 +1,4 @@
-"""Several processes as one training: on a TPU pod, under SLURM or Open MPI, or wherever the environment names a coordinator."""
+"""Several processes as one training: on a TPU pod, under SLURM or an MPI, or wherever the environment names a coordinator."""
 
 import importlib.util
 import os
@@ -13,6 +13,7 @@ import jax
 
 _COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 _FIRST_PORT, _NUM_PORTS = 61_440, 4_096  # the upper end of the ephemeral ports, as JAX chooses
+_VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _METADATA_SERVER = ("metadata.google.internal", 80)
 
 
@@ -47,9 +48,9 @@ def join_processes() -> None:
 def initialisation(environment: Mapping[str, str], is_tpu_host: bool) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`; {} lets JAX ask the TPU's slice, None means a process by itself.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first; then the processes of Open MPI's `mpirun`, and
-    the tasks of SLURM's step (of `srun`, not of the job around it), where there is more than one; then the hosts of a TPU
-    slice. The address alone gets the launcher's numbers.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come first; then the processes of Open MPI's `mpirun` or
+    MPICH's `mpiexec`, and the tasks of SLURM's step (of `srun`, not of the job around it), where there is more than one;
+    then the hosts of a TPU slice. The address alone gets the launcher's numbers.
 
     A process that has its host to itself takes all devices of it; several on a host share them by their order, unless the
     launcher has done so (`--gpus-per-task`). JAX_LOCAL_DEVICE_IDS decides otherwise.
@@ -60,7 +61,7 @@ def initialisation(environment: Mapping[str, str], is_tpu_host: bool) -> dict[st
     numbers, is_named = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"), bool(environment.get(_COORDINATOR))
     if is_named and any(name in environment for name in numbers):
         return _named_in(environment)
-    launched = _open_mpi(environment) or _slurm_step(environment)
+    launched = _open_mpi(environment) or _hydra(environment) or _slurm_step(environment)
     if launched is None:
         if is_named:
             return _named_in(environment)
@@ -89,7 +90,12 @@ def _named_in(environment: Mapping[str, str]) -> dict[str, Any]:
             f"expected numbers in {' and '.join(wrong)} beside JAX_COORDINATOR_ADDRESS, got "
             f"{[environment.get(name) for name in wrong]}; set all three variables in every process"
         )
-    return {argument: int(environment[name]) for argument, name in names.items()}
+    named = {argument: int(environment[name]) for argument, name in names.items()}
+    if named["process_id"] >= named["num_processes"]:
+        raise ValueError(
+            f"expected JAX_PROCESS_ID below JAX_NUM_PROCESSES={named['num_processes']}, got {named['process_id']}; count from 0"
+        )
+    return named
 
 
 def _open_mpi(environment: Mapping[str, str]) -> tuple[_Task, Any] | None:
@@ -116,24 +122,53 @@ def _mpi_address(environment: Mapping[str, str]) -> str:
     return f"{name}:{_port(environment, zlib.crc32((uri or environment.get('PMIX_NAMESPACE', '')).encode()))}"
 
 
+def _hydra(environment: Mapping[str, str]) -> tuple[_Task, Any] | None:
+    """This process among those of MPICH's or Intel's mpiexec, which starts one proxy a host as a step of SLURM.
+
+    The variables of PMI alone are no sign of it: `srun --mpi=pmi2` sets them too.
+    """
+    if not all(name in environment for name in ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS")):
+        return None
+    count, on_host = _number(environment, "PMI_SIZE"), _number(environment, "MPI_LOCALNRANKS")
+    local = _number(environment, "MPI_LOCALRANKID", default=0)
+    return _Task(count, _number(environment, "PMI_RANK"), local, on_host, False), _hydra_address
+
+
+def _hydra_address(environment: Mapping[str, str]) -> str:
+    """mpiexec tells no host; only processes of one find each other."""
+    if environment["PMI_SIZE"] != environment["MPI_LOCALNRANKS"]:
+        raise ValueError(
+            "expected JAX_COORDINATOR_ADDRESS, as mpiexec doesn't tell its hosts, got none; name a port of the host of rank 0: "
+            "mpiexec -genv JAX_COORDINATOR_ADDRESS HOST:PORT"
+        )
+    # Other mpiexecs of this host have other proxies.
+    return f"localhost:{_port(environment, zlib.crc32(environment.get('PMI_PORT', str(os.getppid())).encode()))}"
+
+
 def _slurm_step(environment: Mapping[str, str]) -> tuple[_Task, Any] | None:
     """This process among the tasks of srun; a batch script, and a shell of salloc, are no step."""
     if not all(name in environment for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID")):
         return None
     # The job's number of tasks, SLURM_NTASKS, is of others: `srun -n1` in a job of four is alone.
-    name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
-    count = _number(environment, name)
+    per_node, step = _slurm_tasks_per_node(environment), "SLURM_STEP_NUM_TASKS"
+    is_told = bool(environment.get(step))
+    count = sum(per_node) if per_node and not is_told else _number(environment, step if is_told else "SLURM_NTASKS")
     bound = bool(environment.get("SLURM_GPUS_PER_TASK") or "gpu" in environment.get("SLURM_TRES_PER_TASK", ""))
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID", default=0)
-    return _Task(count, rank, local, _slurm_tasks_on_host(environment, count), bound), _slurm_address
+    return _Task(count, rank, local, _slurm_tasks_on_host(environment, count, per_node), bound), _slurm_address
 
 
-def _slurm_tasks_on_host(environment: Mapping[str, str], count: int) -> int:
-    """From SLURM_STEP_TASKS_PER_NODE, such as "2(x3),1"; without it, from the number of nodes."""
+def _slurm_tasks_per_node(environment: Mapping[str, str]) -> list[int]:
+    """From SLURM_STEP_TASKS_PER_NODE, such as "2(x3),1"; empty without it."""
     per_node: list[int] = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
         if match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part):
             per_node += [int(match[1])] * int(match[2] or 1)
+    return per_node
+
+
+def _slurm_tasks_on_host(environment: Mapping[str, str], count: int, per_node: list[int]) -> int:
+    """Of this node; where SLURM doesn't tell, from the number of nodes."""
     node = _number(environment, "SLURM_NODEID", default=0)
     if node < len(per_node):
         return per_node[node]
@@ -157,7 +192,7 @@ def _share_of_devices(environment: Mapping[str, str], task: _Task) -> list[int] 
     if task.num_on_host == 1 or task.devices_are_its_own:
         return None
     on_host = _number(environment, "SLURM_GPUS_ON_NODE", default=0)
-    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    listed = next((environment[name] for name in _VISIBLE_DEVICES if name in environment), None)
     seen = on_host if listed is None else len([each for each in listed.split(",") if each.strip()])
     if listed is not None and (seen < on_host or seen < task.num_on_host):
         return None  # each process has its own list

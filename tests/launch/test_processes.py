@@ -70,6 +70,7 @@ def test_a_task_with_a_host_of_its_own_takes_all_its_devices():
         ({"CUDA_VISIBLE_DEVICES": "2", "SLURM_GPUS_ON_NODE": "4"}, None),
         ({"CUDA_VISIBLE_DEVICES": "4,5", "SLURM_GPUS_ON_NODE": "8"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0"}, None),
+        ({"ROCR_VISIBLE_DEVICES": "2", "SLURM_GPUS_ON_NODE": "4"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "4"}, None),
         ({"JAX_LOCAL_DEVICE_IDS": "1"}, None),
     ],
@@ -116,6 +117,25 @@ def test_open_mpi_that_tells_no_address_is_asked_for_one():
     assert initialisation(one_host, is_tpu_host=False)["coordinator_address"].startswith("localhost:6")
 
 
+def test_the_step_counts_where_its_number_of_tasks_alone_is_told_by_node():
+    job = {**SLURM, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": ""}
+    assert initialisation({**job, "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"}, is_tpu_host=False) is None
+    found = initialisation({**job, "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_PROCID": "3"}, is_tpu_host=False)
+    assert (found["num_processes"], found["process_id"]) == (5, 3)
+
+
+def test_mpich_within_an_allocation_comes_before_the_step_of_its_proxies():
+    rank = {"PMI_SIZE": "8", "PMI_RANK": "7", "MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "3"}
+    with pytest.raises(ValueError, match="mpiexec -genv JAX_COORDINATOR_ADDRESS HOST:PORT"):
+        initialisation({**SLURM, **rank}, is_tpu_host=False)
+    found = initialisation({**SLURM, **rank, "JAX_COORDINATOR_ADDRESS": "h:1"}, is_tpu_host=False)
+    assert found == {"num_processes": 8, "process_id": 7, "local_device_ids": [3]}
+    found = initialisation({**rank, "MPI_LOCALNRANKS": "8", "PMI_PORT": "h:5"}, is_tpu_host=False)
+    assert found["coordinator_address"].startswith("localhost:6")
+    by_srun = {**SLURM, "PMI_SIZE": "2", "PMI_RANK": "1"}
+    assert initialisation(by_srun, is_tpu_host=False) == initialisation(SLURM, is_tpu_host=False)
+
+
 def test_a_lone_tpu_host_is_alone_and_one_of_several_asks_its_slice():
     for alone in ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, {"TPU_SKIP_MDS_QUERY": "1"},
                   {"TPU_PROCESS_ADDRESSES": "h:8476"}, {"TPU_WORKER_HOSTNAMES": "h", "JAX_PLATFORMS": "cpu"}):  # fmt: skip
@@ -128,6 +148,8 @@ def test_a_lone_tpu_host_is_alone_and_one_of_several_asks_its_slice():
 def test_a_coordinator_needs_numbers():
     with pytest.raises(ValueError, match="numbers in JAX_PROCESS_ID beside"):
         initialisation({**COORDINATOR, "JAX_PROCESS_ID": ""}, is_tpu_host=False)
+    with pytest.raises(ValueError, match="expected JAX_PROCESS_ID below JAX_NUM_PROCESSES=4, got 4; count from 0"):
+        initialisation({**COORDINATOR, "JAX_PROCESS_ID": "4"}, is_tpu_host=False)
     with pytest.raises(ValueError, match="numbers in JAX_NUM_PROCESSES and JAX_PROCESS_ID beside"):
         initialisation({"JAX_COORDINATOR_ADDRESS": "a:1"}, is_tpu_host=False)
 
