@@ -1,5 +1,6 @@
 """How every command starts: one parse of its flags, JAX's set-up, and one-line errors instead of tracebacks."""
 
+import io
 import os
 import re
 import signal
@@ -97,6 +98,10 @@ def start(main: Callable[[], None], *, after_interrupt: str, config: ConfigFlag 
     """
     flags.declare_key_flag("compilation_cache")
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a letter that a terminal lacks is no reason to lose the work
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
     app.run(lambda _: _guarded(main, after_interrupt), flags_parser=lambda argv: _parse(argv, config))

@@ -123,6 +123,18 @@ command_line.start(main, after_interrupt="run it again")
     assert result.stderr == "interrupted; run it again\n"
 
 
+def test_a_letter_that_the_terminal_lacks_is_written_otherwise():
+    script = """
+import sys
+from launch import command_line
+
+sys.stdout.reconfigure(encoding="ascii")
+command_line.start(lambda: print("café"), after_interrupt="")
+"""
+    result = call_script(script)
+    assert result.returncode == 0 and result.stdout == "caf\\xe9\n"
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_that_ends_a_command_lets_it_clean_up(name, status, tmp_path):
     script = f"""
