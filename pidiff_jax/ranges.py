@@ -15,7 +15,10 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{name}: {error}") from error
+        kind = (
+            FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        )  # some can't be made of a text alone
+        raise kind(f"{name}: {error}") from error
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int = MAX_COUNT) -> None:

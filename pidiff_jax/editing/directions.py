@@ -1,6 +1,8 @@
 """Directions in W+: read from the files of others, found in codes, and gone along."""
 
+import codecs
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +122,11 @@ def _named_components(path: Path, num_layers: int, wplus_dim: int) -> dict[str, 
         )
     components = _components(tensors, files[0], num_layers, wplus_dim)
     found: dict[str, Direction] = {}
-    for number, row in enumerate(csv.reader(read_lines(path)), 1):
-        if not row:
-            continue
+    for place, (number, row) in enumerate(read_rows(path)):
         try:
             index, start, end = (int(float(value)) for value in row[:3])
         except (ValueError, OverflowError):
-            if number == 1 and not any(map(_is_number, row)):
+            if place == 0 and not any(map(_is_number, row)):
                 continue  # a header
             raise ValueError(
                 f"{path}, line {number}: expected component,start,end, got {','.join(row)!r}; correct it"
@@ -148,16 +148,24 @@ def _named_components(path: Path, num_layers: int, wplus_dim: int) -> dict[str, 
     return found
 
 
-def read_lines(path: Path) -> list[str]:
-    """Of a CSV file.
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Rows of a CSV file, each with the number of its line; without empty ones.
 
     Raises:
-        ValueError: it isn't in UTF-8.
+        ValueError: it isn't CSV, or not in UTF-8; names the line.
     """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"expected a CSV file in UTF-8 at {path}, got another encoding; save it as UTF-8") from None
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, byte = content[: error.start].count(b"\n") + 1, content[error.start]
+        raise ValueError(f"{path}, line {line}: expected UTF-8, got byte 0x{byte:02x}; save it as UTF-8") from None
+    # str.splitlines would cut names too, at U+2028 or U+0085.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: expected CSV, got: {error}; correct it") from None
 
 
 def _is_number(text: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from pidiff_jax.convert.files import read_tensors, write_safetensors
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.locations import local_path, make_folder
-from pidiff_jax.pipeline.people import as_pixels
+from pidiff_jax.pipeline.people import as_pixels, check_identities
 from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
 from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash, read_recipe, save_picture
 from pidiff_jax.pipeline.settings import Settings
@@ -85,17 +85,20 @@ def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str
         )
     if order.image is not None and not order.image.is_file():
         raise FileNotFoundError(f"expected a picture at --image={order.image}, found none; check the path")
+    mask = _mask(order.mask_image)
+    check_identities(order.identities)
+    regions = [_region(text) for text in order.regions] or None
+    changes = parsed_settings(order.settings)
     with claimed(writing):
         pipeline = opening.pipeline()
-        settings = pipeline.settings(**parsed_settings(order.settings))
-        regions = [_region(text) for text in order.regions] or None
+        settings = pipeline.settings(**changes)
         people = pipeline.codes(list(order.identities))
         groups = [people] if regions else [[person] for person in people] or [[]]
         texts = pipeline.jobs(
             order.prompts, negative_prompt=order.negative_prompt, seed=order.seed, num_images=order.num_images
         )
         jobs = [replace(job, people=tuple(group)) for group in groups for job in texts]
-        output = pipeline.draw(jobs, settings, image=order.image, mask_image=order.mask_image, regions=regions)
+        output = pipeline.draw(jobs, settings, image=order.image, mask_image=mask, regions=regions)
     yield from write_pictures(writing, output, jobs)
     if len(jobs) > 1:
         yield _write_table(writing, output, len(texts), references(pipeline, groups))
@@ -258,7 +261,18 @@ def _region(text: str) -> Any:
         numbers = tuple(float(x) for x in text.split(","))
         if len(numbers) == 4:
             return numbers
-    return str(local_path(text, "--region"))
+    return str(_mask_file(text, "--region", "give a box left,top,right,bottom"))
+
+
+def _mask(text: str | None) -> str | None:
+    return text if text in (None, "face") else str(_mask_file(text, "--mask_image", "give 'face'"))
+
+
+def _mask_file(text: str, flag: str, or_else: str) -> Path:
+    path = local_path(text, flag)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a picture at {flag}={path}, found none; check the path, or {or_else}")
+    return path
 
 
 def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pidiff_jax.editing.directions import move, read_directions
 from pidiff_jax.editing.levels import interpolate, layers_of, mix
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.pipeline.commands import GRID, Opening, Writing, claimed, parsed_settings, write_pictures
+from pidiff_jax.pipeline.people import check_identities
 from pidiff_jax.pipeline.pipeline import Code, Pipeline
 from pidiff_jax.pipeline.recipe import Job, save_picture
 from pidiff_jax.ranges import MAX_SEED, check_count
@@ -55,6 +56,10 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
     strengths = _numbers(edits.strengths)
     _check_together(edits)
     check_count("--seed", edits.seed, least=0, most=MAX_SEED)
+    check_identities(edits.identities)
+    if edits.directions is not None and not edits.directions.is_file():
+        raise FileNotFoundError(f"expected a file at --directions={edits.directions}, found none; check the path")
+    changes = parsed_settings(edits.settings)
     with claimed(writing):
         pipeline = opening.pipeline()
         people = pipeline.codes(list(edits.identities))
@@ -67,7 +72,7 @@ def draw_edits(opening: Opening, writing: Writing, edits: Edits) -> Iterator[str
         if not all(np.isfinite(code).all() for row in table.cells for _, code in row):
             raise ValueError("expected finite W+ codes, got others; take smaller --strengths")
         jobs = [Job(edits.prompt, None, edits.seed, ((name, code),)) for row in table.cells for name, code in row]
-        output = pipeline.draw(jobs, pipeline.settings(**parsed_settings(edits.settings)))
+        output = pipeline.draw(jobs, pipeline.settings(**changes))
     width = len(table.columns)
     drawn = [list(output.pixels[start : start + width]) for start in range(0, len(jobs), width)]
     rendered = _rendered(pipeline, table)

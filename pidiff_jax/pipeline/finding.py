@@ -1,7 +1,6 @@
 """What launch.directions does: directions found in the codes of a world or of records, written with a picture of each."""
 
 import contextlib
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from data_pipeline.records import open_records
 from pidiff_jax.convert.files import write_safetensors
-from pidiff_jax.editing.directions import Found, from_components, from_labels, move, read_lines
+from pidiff_jax.editing.directions import Found, from_components, from_labels, move, read_rows
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.pipeline.commands import Opening, Writing, claimed
 from pidiff_jax.pipeline.pipeline import Pipeline
@@ -48,6 +47,12 @@ def find_directions(opening: Opening, writing: Writing, search: Search) -> Itera
     check_count("--num_components", search.num_components)
     if search.labels is not None and search.records is None:
         raise ValueError("expected --records, which the --labels are of, got none; name the folder")
+    if search.labels is not None and not search.labels.is_file():
+        raise FileNotFoundError(f"expected a CSV file at --labels={search.labels}, found none; check the path")
+    if search.records is not None and not search.records.is_dir():
+        raise FileNotFoundError(
+            f"expected a folder of records at --records={search.records}, found none; check the path"
+        )
     with claimed(writing):
         pipeline = opening.pipeline()
         known = _known(pipeline, search)
@@ -106,10 +111,8 @@ def _known(pipeline: Pipeline, search: Search) -> KnownCodes:
 
 def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path) -> KnownCodes:
     """The codes whose pictures have a row in the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a CSV file at --labels={path}, found none; check the path")
-    reader = csv.DictReader(read_lines(path))
-    columns = list(reader.fieldnames or ())
+    rows = read_rows(path)
+    columns = rows[0][1] if rows else []
     names = tuple(name for name in columns if name != "picture")
     if len(names) != len(columns) - 1 or not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(
@@ -117,11 +120,14 @@ def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path
             "correct its first line"
         )
     known: dict[str, list[float]] = {}
-    for row in reader:
-        with about(f"{path}, line {reader.line_num}"):
-            if row["picture"] in known:
-                raise ValueError(f"expected each picture once, got {row['picture']!r} again; leave one out")
-            known[row["picture"]] = [_number(name, row[name]) for name in names]
+    for line, row in rows[1:]:
+        with about(f"{path}, line {line}"):
+            if len(row) != len(columns):
+                raise ValueError(f"expected {len(columns)} values, got {len(row)}; correct it, or leave the row out")
+            values = dict(zip(columns, row, strict=True))
+            if (picture := values.pop("picture")) in known:
+                raise ValueError(f"expected each picture once, got {picture!r} again; leave one out")
+            known[picture] = [_number(name, text) for name, text in values.items()]
     found = [index for index, picture in enumerate(pictures) if picture in known]
     if not found:
         raise ValueError(
@@ -130,9 +136,9 @@ def _labelled(codes: Float[np.ndarray, "n l d"], pictures: list[str], path: Path
     return KnownCodes(codes[found], np.array([known[pictures[index]] for index in found]), names)
 
 
-def _number(name: str, text: str | None) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        number = float(text)  # type: ignore[arg-type] # None where the row is too short
+def _number(name: str, text: str) -> float:
+    with contextlib.suppress(ValueError):
+        number = float(text)
         if abs(number) < _LARGEST:
             return number
     raise ValueError(f"expected a number as {name!r}, got {text!r}; correct it, or leave the row out")

@@ -74,6 +74,29 @@ def read_people(
     return people
 
 
+def check_identities(identities: Sequence[str]) -> None:
+    """Looks whether there are the files that are named: at once, where opening a run may take minutes.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_people`.
+    """
+    for text in identities:
+        if match := _RECORD.fullmatch(text):
+            local_path(match[1], "--identity")
+        elif not _HELD_OUT.fullmatch(text):
+            _existing(text)
+
+
+def _existing(text: str) -> Path:
+    path = local_path(text, "--identity")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected a photograph, a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as "
+            f"--identity, found no file {path}; check it"
+        )
+    return path
+
+
 def _held_out(match: re.Match[str], world: World) -> dict[str, np.ndarray]:
     split, number = match[1], int(match[2])
     held_out = world.held_out(split)
@@ -96,7 +119,7 @@ def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
 
 
 def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
-    path = local_path(text, "--identity")
+    path = _existing(text)
     if path.is_dir():
         pictures = sorted(each for each in path.iterdir() if _is_picture(each))
         if not pictures:
@@ -110,11 +133,6 @@ def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
                 stacklevel=4,
             )
         return {_as_name(path.resolve().name): encode_photographs(pictures, faces())}
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected a photograph, a file of W+ codes, a record (FOLDER:validation:0) or a held-out person (test:0) as "
-            f"--identity, found no file {path}; check it"
-        )
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return {_as_name(path.stem): encode_photographs([path], faces())}
     if path.suffix == ".safetensors":

@@ -194,7 +194,7 @@ def test_a_planted_component_comes_first_with_its_share_of_the_variance():
         ("nothing.npy", b"", "got a file of another kind; save it with numpy.save"),
         ("semicolons.csv", b"0;0;4;10;smile\n", "expected rows component,start,end"),
         ("empty.csv", b"", "expected rows component,start,end"),
-        ("latin.csv", "0,0,4,1,lächeln\n".encode("latin1"), "expected a CSV file in UTF-8"),
+        ("latin.csv", "0,0,4,1,lächeln\n".encode("latin1"), "latin.csv, line 1: expected UTF-8, got byte 0xe4"),
         ("twice.csv", b"0,0,2,1,a\n\n1,0,2,1,a\n", "line 3: expected each name once, got 'a' again"),
     ],
 )
