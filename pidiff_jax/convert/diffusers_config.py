@@ -145,8 +145,9 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ": it isn't UTF-8"
+    except (ValueError, RecursionError) as error:
+        place = ": it isn't UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else place
         raise ValueError(f"expected JSON in {path}, got a mistake{place}; download or copy it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"expected a JSON object in {path}, got a {type(config).__name__}; download or copy it again")

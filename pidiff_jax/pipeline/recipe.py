@@ -71,7 +71,7 @@ class Recipe:
         """
         try:
             recipe = cls(**json.loads(text))
-        except (json.JSONDecodeError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise ValueError(
                 f"expected the recipe of a picture in {name}, got something else; give a PNG or JSON file of launch.sample"
             ) from None
@@ -82,16 +82,20 @@ class Recipe:
     def check(self) -> None:
         """Raises ValueError where a value is none that was written here, as after a slip of the pen."""
         check_count("seed", self.seed, least=0, most=MAX_SEED)
-        texts: list[Any] = [self.prompt, self.negative_prompt or ""]
         place = isinstance(self.place, list) and len(self.place) == 2 and all(type(each) is int for each in self.place)
         parts = {
-            "prompt": all(isinstance(each, str) for each in texts),
+            "prompt": isinstance(self.prompt, str),
+            "negative_prompt": isinstance(self.negative_prompt, str | None),
             "place": place and 0 <= self.place[0] < self.place[1],
-            "people": _has(self.people, "source", "sha256"),
-            "regions": self.regions is None or isinstance(self.regions, list),
+            "people": _has(self.people, "source", "sha256")
+            and all(isinstance(each["source"], str | None) for each in self.people),
+            "regions": self.regions is None
+            or (isinstance(self.regions, list) and all(isinstance(each, list | dict | None) for each in self.regions)),
             "image": self.image is None or _has([self.image], "image", "image_sha256"),
             "settings": isinstance(self.settings, dict),
-            "run": _has([self.run], "folder", "step", "fingerprints"),
+            "run": _has([self.run], "folder", "step", "fingerprints")
+            and isinstance(self.run["folder"], str)
+            and isinstance(self.run["step"], int),
         }
         if wrong := [part for part, fits in parts.items() if not fits]:
             raise ValueError(
@@ -113,7 +117,11 @@ def read_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"expected a picture or recipe at {path}, found none; check the path")
     if path.suffix == ".json":
-        return Recipe.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"expected a recipe in UTF-8 at {path}, got {error}; save it as UTF-8") from None
+        return Recipe.from_json(text, str(path))
     try:
         with Image.open(path) as picture:
             text = picture.info.get(RECIPE_KEY, "")

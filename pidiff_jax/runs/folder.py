@@ -148,8 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in {path}, got a damaged file ({error}); restore it, or remove it") from error
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object in {path}, got a {type(content).__name__}; restore it, or remove it")

@@ -1,7 +1,7 @@
 """A recipe draws its picture again bit for bit, or says what keeps it from that; and a picture's file says what it is."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -138,7 +138,11 @@ def test_what_holds_no_recipe_is_refused_in_one_line(tmp_path):
         read_recipe(tmp_path / "nothing.png")
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**40), ("place", [9, 2]), ("people", [{}])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", -1), ("seed", 2**40), ("place", [9, 2]), ("people", [{}]), ("people", [{"source": 5, "sha256": ""}]),
+     ("regions", [5]), ("run", {"folder": None, "step": 1, "fingerprints": {}})],
+)  # fmt: skip
 def test_a_recipe_that_somebody_spoiled_is_refused_in_one_line(tmp_path, name, value):
     path, recipe = keep(tmp_path, draw(PROMPT, codes(1)[0]), codes(1))
     spoiled = tmp_path / "spoiled.json"
@@ -146,6 +150,18 @@ def test_a_recipe_that_somebody_spoiled_is_refused_in_one_line(tmp_path, name, v
     with pytest.raises(ValueError, match=f"the recipe .*spoiled.json: expected {name}") as error:
         read_recipe(spoiled)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_an_editor_saved_is_read_in_utf_8_alone(tmp_path):
+    recipe = replace(draw(PROMPT, codes(1)[0]).recipes[0], prompt="in a café")
+    text = json.dumps(asdict(recipe), ensure_ascii=False)
+    (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")
+    assert read_recipe(tmp_path / "marked.json") == recipe
+    (tmp_path / "other.json").write_text(text, encoding="cp1252")
+    (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    for name, message in (("other", "expected a recipe in UTF-8 at .*other.json"), ("deep", "expected the recipe of")):
+        with pytest.raises(ValueError, match=message):
+            read_recipe(tmp_path / f"{name}.json")
 
 
 def test_the_mask_of_a_region_has_changed(tmp_path):
