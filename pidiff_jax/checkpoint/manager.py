@@ -5,6 +5,7 @@ it when everything is on disk, so an interruption leaves the previous checkpoint
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -184,9 +185,11 @@ class CheckpointManager:
 
     def _set_aside(self, failures: Mapping[int, str]) -> None:
         for step, reason in failures.items():
-            path = self._directory / str(step)
-            path.rename(path.with_name(f"damaged-{step}"))
-            warnings.warn(f"the checkpoint {path} is damaged ({reason}); renamed to damaged-{step}", stacklevel=3)
+            path, aside = self._directory / str(step), self._directory / f"damaged-{step}"
+            if aside.exists():  # of the same step, before it was made again
+                aside = next(p for n in itertools.count(2) if not (p := path.with_name(f"damaged-{step}-{n}")).exists())
+            path.rename(aside)
+            warnings.warn(f"the checkpoint {path} is damaged ({reason}); renamed to {aside.name}", stacklevel=3)
         if failures:
             self._manager.reload()
 

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from pidiff_jax.checkpoint.manager import ARRAY_ITEMS, JSON_ITEMS
-from pidiff_jax.checkpoint.stepping_back import damage, read_newest
+from pidiff_jax.checkpoint.stepping_back import damage, is_of_the_machine, read_newest
 
 
 def load_parameters(
@@ -49,6 +49,8 @@ def load_parameters(
         try:
             return _read(manager, step, ema)
         except Exception as error:  # noqa: BLE001 (as in read_newest)
+            if is_of_the_machine(error):
+                raise
             raise ValueError(
                 f"expected a readable checkpoint, got {root / str(step)}: {damage(error)}; choose another step of {steps}"
             ) from error

@@ -19,23 +19,23 @@ def read_newest(directory: Path, steps: Iterable[int], read: Callable[[int], T])
     Args:
         directory: of the checkpoints, for errors.
         steps: of the complete checkpoints, in any order.
-        read: reads the checkpoint of a step; whatever it raises, apart from a CheckpointMismatchError, means that files of it
-            are damaged.
+        read: reads the checkpoint of a step; whatever it raises, apart from a CheckpointMismatchError and what the machine
+            refuses (memory, permission), means that files of it are damaged.
 
     Returns:
         The step, what `read` made of it, and for each newer step that was left out the reason.
 
     Raises:
-        CheckpointMismatchError: of `read`, as it is.
+        CheckpointMismatchError, MemoryError, PermissionError: of `read`, as it is.
         ValueError: none can be read; or, with several processes, which could step back differently, not the newest one.
     """
     failures: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         try:
             return step, read(step), failures
-        except CheckpointMismatchError:
-            raise
         except Exception as error:  # noqa: BLE001 (Orbax raises anything for damaged files)
+            if isinstance(error, CheckpointMismatchError) or is_of_the_machine(error):
+                raise
             failures[step] = damage(error)
             if jax.process_count() > 1:
                 raise ValueError(
@@ -44,6 +44,12 @@ def read_newest(directory: Path, steps: Iterable[int], read: Callable[[int], T])
                 ) from error
     reasons = "; ".join(f"step {step}: {reason}" for step, reason in failures.items())
     raise ValueError(f"expected a readable checkpoint in {directory}, got {reasons}; start in a new directory")
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether a checkpoint can't be read for want of memory, open files or permission, and may be sound."""
+    words = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")  # as TensorStore and XLA say it
+    return isinstance(error, MemoryError | PermissionError) or any(word in str(error) for word in words)
 
 
 def damage(error: Exception) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from pidiff_jax.checkpoint.fingerprint import fingerprint
@@ -195,6 +196,31 @@ def test_what_only_a_training_needs_may_be_damaged_for_a_reader(two_checkpoints,
     assert load_parameters(tmp_path / "run")[1]["step"] == 4
     with open_manager(tmp_path / "run") as checkpoints, pytest.warns(UserWarning, match="renamed to damaged-4"):
         assert checkpoints.restore_latest(state).step == 2
+
+
+def test_a_step_that_is_damaged_again_is_kept_aside_beside_the_first(two_checkpoints, tmp_path, state):
+    shutil.copytree(two_checkpoints, tmp_path / "run")
+    (tmp_path / "run" / "damaged-4").mkdir()
+    only_a_folder(tmp_path / "run" / "4")
+    with open_manager(tmp_path / "run") as checkpoints, pytest.warns(UserWarning, match="renamed to damaged-4-2"):
+        assert checkpoints.restore_latest(state).step == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["2", "damaged-4", "damaged-4-2"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError(13, "Permission denied"), RuntimeError("RESOURCE_EXHAUSTED: no room")]
+)
+def test_a_machine_that_refuses_leaves_a_sound_checkpoint_where_it_is(two_checkpoints, state, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+    with open_manager(two_checkpoints) as checkpoints, pytest.raises(type(error)):
+        checkpoints.restore_latest(state)
+    for step in (None, 4):
+        with pytest.raises(type(error)):
+            load_parameters(two_checkpoints, step=step)
+    assert sorted(path.name for path in two_checkpoints.iterdir()) == ["2", "4"]
 
 
 def test_if_every_checkpoint_is_damaged_nothing_is_touched(tmp_path, state):
