@@ -115,7 +115,7 @@ def _guarded(main: Callable[[], None], after_interrupt: str) -> None:
     except USER_ERRORS as error:
         _stop(error, status=1)
     except RuntimeError as error:  # XLA has no finer kinds
-        if not str(error).startswith(_OF_THE_MACHINE):
+        if not any(word in str(error) for word in _OF_THE_MACHINE):
             raise
         _stop(error, status=1)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP, by which a scheduler or a closed terminal ends a program: what is worth it is saved first."""
+"""Signals by which a scheduler or a closed terminal ends a program: what is worth it is saved first."""
 
 import contextlib
 import signal
@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 and SIGUSR2: by SLURM's --signal and Grid Engine's -notify, as a warning; SIGXCPU: at a limit of processor time.
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Terminated(BaseException):

@@ -135,7 +135,7 @@ command_line.start(lambda: print("café"), after_interrupt="")
     assert result.returncode == 0 and result.stdout == "caf\\xe9\n"
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGUSR1", 138), ("SIGXCPU", 152)])
 def test_a_signal_that_ends_a_command_lets_it_clean_up(name, status, tmp_path):
     script = f"""
 import os, signal

@@ -90,11 +90,12 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
 
 @pytest.fixture
 def heeding_signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     raise_when_told_to_end()
     yield
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkeypatch, heeding_signals):
@@ -109,7 +110,7 @@ def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkey
     assert checkpoint.name == "7"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_run_that_is_told_to_end_saves_first(tmp_path, whole, capsys, number, heeding_signals):
     reads = 0
 
