@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import datetime
+import decimal
+import fractions
 import json
 import math
 import os
@@ -306,9 +308,9 @@ def _data_classes() -> list[Any]:
     constructors: list[Any] = [example.__reduce__()[0] for example in (np.float32(0), np.zeros(0))]
     return [
         (_Unused, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-        argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), list, dict, tuple, set, int, float,
-        bool, str, datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone,
-        np.ndarray, np.dtype, *numpy_types,
+        argparse.Namespace, types.SimpleNamespace, (_plain_dict, "collections.defaultdict"), (_plain_list, "collections.deque"),
+        list, dict, tuple, set, frozenset, int, float, bool, str, range, slice, decimal.Decimal, fractions.Fraction,
+        datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone, np.ndarray, np.dtype, *numpy_types,
         *((kind, f"{module}.{name}") for name, kind in paths.items() for module in ("pathlib", "pathlib._local")),
         *((make, f"{module}.multiarray.{make.__name__}") for make in constructors for module in ("numpy.core", "numpy._core")),
     ]  # fmt: skip
@@ -321,6 +323,11 @@ class _Unused:
 def _plain_dict(*_: Any) -> dict[Any, Any]:
     """Takes the place of a `defaultdict`, which torch makes but can't fill."""
     return {}
+
+
+def _plain_list(*_: Any) -> list[Any]:
+    """Takes the place of a `deque`, likewise."""
+    return []
 
 
 def _refused_classes(path: Path, error: str, torch: Any) -> list[str]:

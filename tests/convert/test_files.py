@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import types
+import uuid
 from pathlib import Path, PureWindowsPath
 
 import ml_dtypes
@@ -120,17 +121,17 @@ def test_objects_that_only_hold_data_are_left_out(tmp_path, zipped):
         "opts": types.SimpleNamespace(lr=np.float64(1e-3)), "by_name": collections.defaultdict(list, {"a": [torch.zeros(1)]}),
         "sizes": torch.Size([1]), "type": torch.float16, "device": torch.device("cpu"), "seen": collections.Counter("aa"),
         "kind": np.dtype("float32"), "other": PureWindowsPath("y"), "when": datetime.datetime(2020, 1, 1),
+        "last": collections.deque([torch.zeros(1)], 2), "half": fractions.Fraction(1, 2), "names": frozenset("a"), "to": range(3),
     }  # fmt: skip
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     expected = {"g_ema.weight": np.ones(2, np.float32), "rows": rows, "by_name.a.0": np.zeros(1, np.float32)}
+    expected["last.0"] = np.zeros(1, np.float32)
     assert_same(read_tensors(tmp_path / "w.pt"), expected)
 
 
 def test_refused_classes_are_named_and_torch_advises_nothing(tmp_path):
-    torch.save({"model": torch.nn.Linear(1, 1), "also": fractions.Fraction(1, 2)}, tmp_path / "w.ckpt")
-    with pytest.raises(
-        ValueError, match=r"w\.ckpt, which holds fractions\.Fraction, torch\.nn.*Linear.*state dict"
-    ) as error:
+    torch.save({"model": torch.nn.Linear(1, 1), "also": uuid.UUID(int=1)}, tmp_path / "w.ckpt")
+    with pytest.raises(ValueError, match=r"w\.ckpt, which holds torch\.nn.*Linear, uuid\.UUID: .*state dict") as error:
         read_tensors(tmp_path / "w.ckpt")
     assert "\n" not in str(error.value) and "weights_only" not in str(error.value)
 
