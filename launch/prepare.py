@@ -38,13 +38,16 @@ def main() -> None:
 
     from data_pipeline.prepare.encode import SKIPPED_FILE, split_by_person, write_photographs
     from data_pipeline.prepare.networks import check_networks, load_encoders
-    from data_pipeline.prepare.photographs import Skipped, read_photographs
+    from data_pipeline.prepare.photographs import Skipped, check_size, read_photographs
+    from pidiff_jax.ranges import check_number
 
     if jax.process_count() > 1:
         raise ValueError(
             f"expected one process to prepare photographs, got {jax.process_count()} that share the work of a run; start the "
             "command once, on one host"
         )
+    check_number("--validation_fraction", VALIDATION.value, least=0, most=1)  # NaN is in absl's range
+    check_size(SIZE.value)
     output = OUTPUT.value
     if output.exists():
         raise FileExistsError(f"expected a new folder for records at {output}, got one that exists; choose another")

@@ -15,6 +15,7 @@ from pidiff_jax.pipeline.people import as_pixels, check_identities
 from pidiff_jax.pipeline.pipeline import Pipeline, PipelineOutput
 from pidiff_jax.pipeline.recipe import Job, Recipe, code_hash, devices_here, pixels_hash, read_recipe, save_picture
 from pidiff_jax.pipeline.settings import Settings
+from pidiff_jax.ranges import MAX_SEED, check_count
 
 ATTENTION, GRID, IDENTITIES = "attention", "grid.png", "identities.safetensors"
 
@@ -36,6 +37,7 @@ class Opening:
             ValueError: no run is named.
         """
         own = recorded or {}
+        check_count("--batch_size", self.batch_size)
         if self.workdir is None and "folder" not in own:
             raise ValueError("expected --workdir, the folder of a run or an adapter file, got none; name it")
         return Pipeline.from_pretrained(
@@ -85,6 +87,8 @@ def draw_order(opening: Opening, writing: Writing, order: Order) -> Iterator[str
         )
     if order.image is not None and not order.image.is_file():
         raise FileNotFoundError(f"expected a picture at --image={order.image}, found none; check the path")
+    check_count("--num_images", order.num_images)
+    check_count("--seed", order.seed, least=0, most=MAX_SEED)
     mask = _mask(order.mask_image)
     check_identities(order.identities)
     regions = [_region(text) for text in order.regions] or None

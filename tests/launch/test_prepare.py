@@ -85,6 +85,7 @@ def test_skip_bad_goes_on_without_it_and_tfds_reads_the_folder(needed, tmp_path)
     ("argument", "message"),
     [
         ("--size_px=100", "expected size_px to be a multiple of 8, got 100; set --size_px=96"),
+        ("--validation_fraction=nan", "expected --validation_fraction in [0, 1], got nan"),
         ("--e4e=nowhere.pt", "expected a checkpoint of encoder4editing at nowhere.pt, found none"),
         ("--base=nowhere", "expected a Stable Diffusion folder"),
     ],

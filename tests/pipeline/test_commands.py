@@ -76,6 +76,8 @@ NOTHING = [
     (draw_order, replace(ORDER, image=PNG, mask_image="s3://b/x.png"), "for --mask_image, got 's3://b/x.png'"),
     (draw_order, replace(ORDER, image=PNG, mask_image="x.png"), "expected a picture at --mask_image=x.png, found none"),
     (draw_order, replace(ORDER, regions=["x.png"]), "expected a picture at --region=x.png, found none"),
+    (draw_order, replace(ORDER, num_images=0), "expected --num_images of at least 1, got 0"),
+    (draw_order, replace(ORDER, seed=-1), "expected --seed of at least 0, got -1"),
     (draw_edits, replace(EDITS, identities=["nobody.png"]), "found no file nobody.png"),
     (draw_edits, replace(EDITS, directions=Path("x.npy")), "expected a file at --directions=x.npy, found none"),
     (find_directions, replace(SEARCH, labels=Path("x.csv")), "expected a CSV file at --labels=x.csv, found none"),
@@ -84,7 +86,9 @@ NOTHING = [
 
 
 @pytest.mark.parametrize(("draw", "order", "message"), NOTHING)
-def test_a_file_that_is_not_there_is_said_before_a_run_is_opened(tmp_path, monkeypatch, draw, order, message):
+def test_what_is_not_there_or_cannot_be_meant_is_said_before_a_run_is_opened(
+    tmp_path, monkeypatch, draw, order, message
+):
     monkeypatch.setattr(Opening, "pipeline", lambda *_: pytest.fail("a run was opened"))
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         list(draw(Opening(None), Writing(tmp_path / "new"), order))
