@@ -121,7 +121,8 @@ def test_objects_that_only_hold_data_are_left_out(tmp_path, zipped):
         "opts": types.SimpleNamespace(lr=np.float64(1e-3)), "by_name": collections.defaultdict(list, {"a": [torch.zeros(1)]}),
         "sizes": torch.Size([1]), "type": torch.float16, "device": torch.device("cpu"), "seen": collections.Counter("aa"),
         "kind": np.dtype("float32"), "other": PureWindowsPath("y"), "when": datetime.datetime(2020, 1, 1),
-        "last": collections.deque([torch.zeros(1)], 2), "half": fractions.Fraction(1, 2), "names": frozenset("a"), "to": range(3),
+        "last": collections.deque([torch.zeros(1)], 2), "half": fractions.Fraction(1, 2), "names": frozenset("a"),
+        "to": range(3),
     }  # fmt: skip
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     expected = {"g_ema.weight": np.ones(2, np.float32), "rows": rows, "by_name.a.0": np.zeros(1, np.float32)}
