@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    package_dir={"": "."},  # so that an editable install is found even from the folder that holds the clone
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"pidiff_jax": ["worlds/portraits/weights/*", "evaluation/report/*.j2", "export/torch_files/*.py"]},
     install_requires=[

@@ -17,7 +17,7 @@ flags.adopt_module_key_flags(drawing_flags)
 PROMPT = flags.DEFINE_string("prompt", None, "What to draw.", required=True)
 DIRECTIONS = command_line.define_path("directions", "File of directions: .safetensors, .npy, .pt or .csv.")
 ATTRIBUTE = flags.DEFINE_multi_string("attribute", [], "Names in that file; repeatable; the first six by default.")
-STRENGTHS = flags.DEFINE_list("strengths", ["-2", "-1", "0", "1", "2"], "How far along a direction.")
+STRENGTHS = flags.DEFINE_list("strengths", ["-1.5", "-0.75", "0", "0.75", "1.5"], "How far along a direction.")
 LAYERS = flags.DEFINE_string(
     "layers",
     None,

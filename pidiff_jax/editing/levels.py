@@ -80,28 +80,21 @@ def per_layer(values: float | Sequence[float] | Mapping[str, float], num_layers:
     """A number for each layer, of one for all, one for each, or one for each level ({"coarse": 1, "fine": 0.5}; others 1).
 
     Raises:
-        ValueError: no numbers, another number of values, or a level that there isn't.
+        ValueError: another number of values, or a level that there isn't.
     """
     if isinstance(values, Mapping):
         numbers = np.ones(num_layers, np.float32)
         for levels, value in values.items():
-            numbers[layers_of(levels, num_layers)] = _numbers(value)
+            with np.errstate(over="ignore"):
+                numbers[layers_of(levels, num_layers)] = value
         return numbers
-    array = _numbers(values)
+    with np.errstate(over="ignore"):  # what is infinite then is refused by who uses it
+        array = np.asarray(values, np.float32)
     if array.shape not in [(), (num_layers,)]:
         raise ValueError(
             f"expected one number, or one for each of {num_layers} layers, got {array.shape}; correct them"
         )
     return np.broadcast_to(array, (num_layers,))
-
-
-def _numbers(values: Any) -> np.ndarray:
-    """As float32; what is infinite then is refused by who uses it."""
-    try:
-        with np.errstate(over="ignore"):
-            return np.asarray(values, np.float32)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected numbers for the layers, got {values!r}; correct them") from None
 
 
 def _check_same(a: np.ndarray, b: np.ndarray) -> None:

@@ -103,7 +103,7 @@ def _attributes(pipeline: Pipeline, people: Sequence[Any], edits: Edits, strengt
         ]
         for name in names
     ]
-    return Table(f"{source}: attribute by strength", names, [f"{strength:+g}" for strength in strengths], cells)
+    return Table(f"{_short(source)}: attribute by strength", names, [f"{strength:+g}" for strength in strengths], cells)
 
 
 def _mixtures(people: Sequence[Any], edits: Edits) -> Table:
@@ -112,12 +112,12 @@ def _mixtures(people: Sequence[Any], edits: Edits) -> Table:
             f"expected --directions, or several --identity to mix, got {len(people)} people and no directions; add one"
         )
     layers = edits.layers or "coarse"
-    names = [source for source, _ in people]
+    short = [_short(source) for source, _ in people]
     cells = [
         [(f"{layers} of {a}, the rest of {b}", mix(code_b, code_a, layers)) for b, code_b in people]
         for a, code_a in people
     ]
-    return Table(f"rows give {layers}, columns the rest", names, names, cells)
+    return Table(f"rows give {layers}, columns the rest", short, short, cells)
 
 
 def _ways(pipeline: Pipeline, people: Sequence[Any], edits: Edits) -> Table:
@@ -135,8 +135,13 @@ def _ways(pipeline: Pipeline, people: Sequence[Any], edits: Edits) -> Table:
         ]
         for (a, code_a), (b, code_b) in pairs
     ]
-    rows = [f"{a}\nto {b}" for (a, _), (b, _) in pairs]
+    rows = [f"{_short(a)}\nto {_short(b)}" for (a, _), (b, _) in pairs]
     return Table(f"from one to the next, by {edits.by}", rows, [f"{share:.0%}" for share in shares], cells)
+
+
+def _short(source: str | None) -> str:
+    """A person's name in a grid: of a file, without its folder."""
+    return Path(str(source)).name
 
 
 def _rendered(pipeline: Pipeline, table: Table) -> list[list[np.ndarray]] | None:

@@ -13,6 +13,7 @@ from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.metrics_file import SCORES, write_metrics
 from pidiff_jax.evaluation.report.charts import line_chart
 from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
+from pidiff_jax.evaluation.report.labelled_grid import label_font, labelled_grid, wrap_text
 from pidiff_jax.evaluation.report.page import chart_groups, detail_meaning, scores_text, write_report
 from pidiff_jax.evaluation.report.pictures import draw_samples, png_bytes, save_png
 from tests.evaluation import tiny_evaluation as tiny
@@ -221,3 +222,28 @@ def test_what_is_not_one_picture_for_a_folder_is_not_saved(pixels, file, expecte
     with pytest.raises(ValueError, match=expected):
         save_png(tmp_path / file, pixels)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_has_each_cell_in_its_place_and_room_for_every_label():
+    colours = [[np.full((8, 8, 3), level, np.float32) for level in row] for row in ((0.2, 0.4), (0.6, 0.8))]
+    rows, columns = ["a very long name of a row", "b"], ["pictures/of_nobody/" + "x" * 80, "second"]
+    picture = labelled_grid(
+        colours, rows, columns, title="t" * 200, insets=[[None, colours[0][0]], [None, None]], cell_px=60
+    )
+    pixels = np.asarray(picture)
+    flat = [np.argwhere((pixels == round(level * 255)).all(-1)) for level in (0.4, 0.6, 0.8)]
+    assert [len(places) >= 60 * 60 - 24 * 24 for places in flat] == [True] * 3
+    right, below, corner = (places.min(0) for places in flat)
+    assert corner.tolist() == [below[0], right[1]] and below[0] > right[0] and below[1] < right[1]
+    inset = np.argwhere((pixels == round(0.2 * 255)).all(-1))
+    assert inset.max(0).tolist() == [right[0] + 59, right[1] + 59]  # the lower right corner of its cell
+    border = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])
+    assert (border == 255).all()
+
+
+def test_long_words_are_broken_and_every_letter_is_drawn():
+    font = label_font(15)
+    lines = wrap_text("runs/" + "x" * 60 + " of Müller", font, 100)
+    assert "".join(lines).replace(" ", "") == "runs/" + "x" * 60 + "ofMüller"
+    assert all(font.getlength(line) <= 100 for line in lines) and wrap_text("", font, 100) == [""]
+    assert font.getmask("ü").getbbox() and bytes(font.getmask("ü")) != bytes(font.getmask("\U0010ffff"))

@@ -1,8 +1,11 @@
 """A table of pictures with names on its rows and columns, and small pictures in the corners of the cells."""
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -29,7 +32,7 @@ def labelled_grid(
         insets: pictures for the lower right corners of the cells, like `cells`.
         cell_px: height of a cell; its width is that of the widest picture.
     """
-    font, heading = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
+    font, heading = label_font(_TEXT), label_font(_TEXT + 5)
     width = round(cell_px * max(cell.shape[1] / cell.shape[0] for row in cells for cell in row if cell is not None))
     left = _MARGIN + max((round(font.getlength(line)) for row in rows for line in row.split("\n")), default=0) + 10
     lines = [wrap_text(name, font, width) for name in columns]
@@ -68,13 +71,23 @@ def _picture(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS if picture.width > size[0] else Image.Resampling.BICUBIC)
 
 
+@functools.cache
+def label_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has the letters of most languages and comes with Matplotlib."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
+
+
 def wrap_text(text: str, font: Any, width: int) -> list[str]:
-    """Lines of whole words, as long as they fit into a width in pixels."""
-    lines = [""]
+    """Lines that fit into a width in pixels, of whole words; what is longer, such as a path, is broken anywhere."""
+    lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
             lines[-1] = longer
-    return lines
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines or [""]

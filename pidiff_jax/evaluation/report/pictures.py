@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
-from pidiff_jax.evaluation.report.labelled_grid import BACKGROUND, FAINT, INK, wrap_text
+from pidiff_jax.evaluation.report.labelled_grid import BACKGROUND, FAINT, INK, label_font, wrap_text
 from pidiff_jax.locations import local_path
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -46,7 +46,7 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
     """
     num_prompts = len(grid.prompts)
     left = _column_positions(num_prompts, cell_px)
-    prompt_lines = [wrap_text(text, _font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
+    prompt_lines = [wrap_text(text, label_font(_PROMPT_SIZE), cell_px - 8) for text in grid.prompts]
     heat, strongest = heat_maps(
         np.stack([_enlarged(p, cell_px) for p in grid.with_identity[:, 0]]), grid.attention[:, 0]
     )
@@ -63,7 +63,7 @@ def draw_samples(grid: SamplesGrid, *, cell_px: int = 192) -> UInt8[np.ndarray, 
         captions = [f"person {row + 1}", *_captions(grid, row), ""]
         for x, cell, caption in zip(left, cells, captions, strict=True):
             canvas.paste(_resized(cell, cell_px), (x, y))
-            draw.text((x + cell_px / 2, y + cell_px + 4), caption, FAINT, _font(_CAPTION_SIZE), anchor="mt")
+            draw.text((x + cell_px / 2, y + cell_px + 4), caption, FAINT, label_font(_CAPTION_SIZE), anchor="mt")
     return np.asarray(canvas)
 
 
@@ -120,13 +120,13 @@ def _draw_header(draw: ImageDraw.ImageDraw, left: list[int], cell_px: int, promp
     column, y = 0, _MARGIN + _TITLE_SIZE + 8
     for title, width in groups:
         start, end = left[column], left[column + width - 1] + cell_px
-        draw.text((start, _MARGIN - 4), title, INK, _font(_TITLE_SIZE))
+        draw.text((start, _MARGIN - 4), title, INK, label_font(_TITLE_SIZE))
         draw.line((start, y, end, y), INK, 2)
         column += width
     for x, lines in zip(left, [[], *prompt_lines, *prompt_lines, ["of the first prompt"]], strict=True):
         for number, line in enumerate(lines):
             position = (x + cell_px / 2, y + 8 + number * (_PROMPT_SIZE + 4))
-            draw.text(position, line, FAINT, _font(_PROMPT_SIZE), anchor="mt")
+            draw.text(position, line, FAINT, label_font(_PROMPT_SIZE), anchor="mt")
 
 
 def _draw_legend(canvas: Image.Image, corner: tuple[int, int], cell_px: int, strongest: float) -> None:
@@ -134,8 +134,8 @@ def _draw_legend(canvas: Image.Image, corner: tuple[int, int], cell_px: int, str
     draw, (x, y) = ImageDraw.Draw(canvas), corner
     text_y, bar_y = y - _PROMPT_SIZE - 10, y - _PROMPT_SIZE - 14 - _BAR_HEIGHT
     canvas.paste(Image.fromarray(byte_pixels(colour_bar(_BAR_HEIGHT, cell_px))), (x, bar_y))
-    draw.text((x, text_y), "none", FAINT, _font(_PROMPT_SIZE))
-    draw.text((x + cell_px, text_y), f"{strongest:.0f} x the mean", FAINT, _font(_PROMPT_SIZE), anchor="ra")
+    draw.text((x, text_y), "none", FAINT, label_font(_PROMPT_SIZE))
+    draw.text((x + cell_px, text_y), f"{strongest:.0f} x the mean", FAINT, label_font(_PROMPT_SIZE), anchor="ra")
 
 
 def _enlarged(pixels: np.ndarray, cell_px: int) -> Float[np.ndarray, "h w 3"]:
@@ -146,7 +146,3 @@ def _resized(pixels: np.ndarray, cell_px: int) -> Image.Image:
     picture = Image.fromarray(byte_pixels(pixels))
     larger = picture.width > cell_px
     return picture.resize((cell_px, cell_px), Image.Resampling.LANCZOS if larger else Image.Resampling.BICUBIC)
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
