@@ -68,7 +68,7 @@ def test_a_name_with_another_line_separator_is_one_name(tmp_path, picture):
     np.testing.assert_array_equal(known.labels, [[1]])
 
 
-PNG = Path("docs/assets/way.png")
+PNG = Path("docs/assets/way.webp")
 NOTHING = [
     (draw_order, replace(ORDER, identities=["nobody.png"]), "found no file nobody.png"),
     (draw_order, replace(ORDER, identities=["gs://a/anna.png"]), "this machine for --identity, got 'gs://a/anna.png'"),
