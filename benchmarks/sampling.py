@@ -62,7 +62,7 @@ def pytorch(args: argparse.Namespace) -> Callable[[], np.ndarray]:
 
 
 def ours(args: argparse.Namespace) -> Callable[[], np.ndarray]:
-    """pidiff_jax, a trajectory in one call. The mapper is a linear one of four tokens, as an IP-Adapter's projection is."""
+    """pidiff_jax, a step a call, as `Pipeline` draws. The mapper: linear, of four tokens, as an IP-Adapter's projection."""
     from flax import linen as nn
 
     from pidiff_jax.convert.clip import clip_table
@@ -103,7 +103,7 @@ def ours(args: argparse.Namespace) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
         tokens = sampler.tokens(params, given["image"][:, None, None])
         request = Request(given["text_ids"], given["noise"], tokens, negative_ids=given["null_ids"])
-        return np.asarray(sampler.draw(params, request, sampling)[0])
+        return np.asarray(sampler.draw(params, request, sampling, on_step=lambda done, total: None)[0])
 
     return run
 

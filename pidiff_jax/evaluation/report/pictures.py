@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from pidiff_jax.arrays import byte_pixels
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.evaluation.report.heat_map import colour_bar, heat_maps
 from pidiff_jax.evaluation.report.labelled_grid import BACKGROUND, FAINT, INK, label_font, wrap_text
 from pidiff_jax.locations import local_path
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _MARGIN, _GAP, _GROUP_GAP, _CAPTION_HEIGHT = 24, 6, 26, 24
 _TITLE_SIZE, _PROMPT_SIZE, _CAPTION_SIZE = 20, 15, 15
