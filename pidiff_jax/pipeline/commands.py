@@ -282,8 +282,9 @@ def _mask_file(text: str, flag: str, or_else: str) -> Path:
 def _differences(pipeline: Pipeline, recipe: Recipe) -> Iterator[str]:
     """What keeps a picture from being the same bit for bit."""
     here = devices_here(pipeline.run.mesh)
-    if pipeline.fingerprints != recipe.run["fingerprints"]:
-        yield "warning: the run has other weights than the recipe's; the picture is another one"
+    theirs, ours = recipe.run["fingerprints"], pipeline.fingerprints
+    if others := sorted(part for part in theirs if theirs[part] != ours.get(part)):
+        yield f"warning: the run has other weights than the recipe's ({', '.join(others)}); the picture is another one"
     elif here != recipe.devices:
         yield f"warning: drawn on {here}, not on {recipe.devices}; the picture may differ in its last bits"
 

@@ -120,6 +120,7 @@ class Pipeline:
         flat = flatten(self.run.params)
         return {
             "adapter": fingerprint({path: flat[path] for path in self.run.trained}),
+            "vae": fingerprint({path: leaf for path, leaf in flat.items() if path.startswith("vae/")}),
             **self.run.facts["fingerprints"],
         }
 

@@ -94,6 +94,7 @@ class Recipe:
             "image": self.image is None or _has([self.image], "image", "image_sha256"),
             "settings": isinstance(self.settings, dict),
             "run": _has([self.run], "folder", "step", "fingerprints")
+            and isinstance(self.run["fingerprints"], dict)
             and isinstance(self.run["folder"], str)
             and isinstance(self.run["step"], int),
         }

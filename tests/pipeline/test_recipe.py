@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,9 +99,10 @@ def test_other_weights_and_devices_are_said():
     (recipe,) = draw(PROMPT, codes(1)[0]).recipes
     assert list(_differences(shared_pipeline(), recipe)) == []
     _, params = components_and_params()
-    moved = {**params, "mapper": {name: {k: v + 1 for k, v in each.items()} for name, each in params["mapper"].items()}}
-    (line,) = _differences(make_pipeline(params=moved), recipe)
-    assert line.startswith("warning: the run has other weights than the recipe's")
+    for part, name in (("mapper", "adapter"), ("vae", "vae")):
+        moved = {**params, part: jax.tree.map(lambda x: x + 1, params[part])}
+        (line,) = _differences(make_pipeline(params=moved), recipe)
+        assert line == f"warning: the run has other weights than the recipe's ({name}); the picture is another one"
     (line,) = _differences(shared_pipeline(), replace(recipe, devices={"platform": "tpu"}))
     assert "the picture may differ in its last bits" in line
 
