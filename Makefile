@@ -21,9 +21,9 @@ test: lint ## Run every check and the tests that are not marked full (20 minutes
 test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow nor full
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow and not full" $(PYTEST_FLAGS)
 
-# A file's tests share a process, as they share the runs that they make.
+# A file's tests share a process, as they share the runs that they make; in the order of their names the longest come first.
 test-full: $(VENV)/.installed-test ## Run the tests that are marked full: real sizes, whole runs
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m full $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder -m full $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-test ## Check style, format, types and import rules
 	$(BIN)/ruff check .
