@@ -99,9 +99,8 @@ def start(main: Callable[[], None], *, after_interrupt: str, config: ConfigFlag 
     flags.declare_key_flag("compilation_cache")
     warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a letter that a terminal lacks is no reason to lose the work
+        # A letter that a terminal lacks is no reason to lose the work.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it says at every start that PyTorch isn't there
     app.run(lambda _: _guarded(main, after_interrupt), flags_parser=lambda argv: _parse(argv, config))

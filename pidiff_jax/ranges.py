@@ -15,9 +15,8 @@ def about(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        kind = (
-            FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        )  # some can't be made of a text alone
+        # Not the error's own kind, which may need more than a text, as that of JSON does.
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{name}: {error}") from error
 
 

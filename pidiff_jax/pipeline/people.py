@@ -121,15 +121,15 @@ def _from_record(match: re.Match[str]) -> dict[str, np.ndarray]:
 def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
     path = _existing(text)
     if path.is_dir():
-        pictures = sorted(each for each in path.iterdir() if _is_picture(each))
+        pictures = sorted(each for each in path.iterdir() if _has_suffix(each, PICTURE_SUFFIXES))
         if not pictures:
             raise ValueError(
                 f"--identity={text}: expected a folder with photographs of a person ({', '.join(PICTURE_SUFFIXES)}), found "
                 "none; name another, or convert what is there"
             )
-        if others := sorted(each.name for each in path.iterdir() if each.suffix.lower() in _UNREAD_SUFFIXES):
+        if others := sorted(each.name for each in path.iterdir() if _has_suffix(each, _UNREAD_SUFFIXES)):
             warnings.warn(
-                f"--identity={text}: {len(others)} pictures are left out, such as {others[0]}; convert them to be seen too",
+                f"--identity={text}: left out {len(others)} of another format, such as {others[0]}; convert them too",
                 stacklevel=4,
             )
         return {_as_name(path.resolve().name): encode_photographs(pictures, faces())}
@@ -145,9 +145,9 @@ def _from_file(text: str, faces: Callable[[], Faces]) -> dict[str, np.ndarray]:
     )
 
 
-def _is_picture(path: Path) -> bool:
-    """By its name; hidden files, such as ._1.png that macOS leaves, are none."""
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _has_suffix(path: Path, suffixes: Sequence[str]) -> bool:
+    """Of a file; hidden ones, such as ._1.png that macOS leaves, are none."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
 
 
 def _as_name(text: str) -> str:

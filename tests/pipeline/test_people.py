@@ -63,7 +63,8 @@ def test_a_folder_of_photographs_is_one_person_with_their_mean_code(tmp_path):
 def test_photographs_that_nothing_reads_are_named(tmp_path):
     photographs(tmp_path / "anna")
     (tmp_path / "anna/IMG_3.HEIC").touch()
-    with pytest.warns(UserWarning, match=r"1 pictures are left out, such as IMG_3\.HEIC; convert them"):
+    (tmp_path / "anna/._IMG_3.HEIC").touch()
+    with pytest.warns(UserWarning, match=r"left out 1 of another format, such as IMG_3\.HEIC; convert them"):
         people(tmp_path / "anna")
 
 

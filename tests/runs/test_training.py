@@ -110,7 +110,7 @@ def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkey
     assert checkpoint.name == "7"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])
 def test_a_run_that_is_told_to_end_saves_first(tmp_path, whole, capsys, number, heeding_signals):
     reads = 0
 

@@ -22,14 +22,15 @@ def test_devices_share_the_pictures_of_a_batch_that_can_be_divided(monkeypatch):
 
     monkeypatch.setattr(compiled, "predict", watched)
     pictures = {}
-    for devices, count in [(1, 4), (2, 4), (2, 3)]:
+    for devices, count, scale in [(1, 4, 1.0), (2, 4, 1.0), (2, 3, 1.0), (1, 4, 0.0), (2, 4, 0.0)]:
         sampler = CompiledSampler(components, make_mesh(devices=jax.devices()[:devices]))
         draw = sampler.with_parameters(params, Sampling(num_steps=2))
-        pixels, heat = draw(wplus[:count], ids[:count], noise[:count], 1.0)
+        pixels, heat = draw(wplus[:count], ids[:count], noise[:count], scale)
         assert pixels.sharding.is_fully_replicated and heat.sharding.is_fully_replicated
-        pictures[devices, count] = np.asarray(pixels)
+        pictures[devices, count, scale] = np.asarray(pixels)
         shared = devices == 2 and count == 4
         assert seen[-1].is_fully_replicated != shared
         assert seen[-1].shard_shape(noise[:count].shape)[0] == (2 if shared else count)
-    np.testing.assert_allclose(pictures[2, 4], pictures[1, 4], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(pictures[2, 3], pictures[1, 4][:3], rtol=0, atol=1e-5)
+    for scale in (0.0, 1.0):
+        np.testing.assert_allclose(pictures[2, 4, scale], pictures[1, 4, scale], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pictures[2, 3, 1.0], pictures[1, 4, 1.0][:3], rtol=0, atol=1e-5)
