@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pidiff_jax.arrays import in_batches, signed_pixels
+from pidiff_jax.diffusion.samplers import SAMPLERS
 from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.evaluation.scores import frechet_distance, prompt_accuracy
 from pidiff_jax.sampling.generate import Sampling, decode_latents, generate
@@ -41,7 +42,9 @@ def main() -> None:
     parser.add_argument("--base", help="folder of base.safetensors; left out: the shipped one")
     parser.add_argument("--vae", help="folder of vae.safetensors; left out: the shipped one")
     parser.add_argument("--num_pictures", type=int, default=2000)
-    parser.add_argument("--num_steps", type=int, default=20, help="of DDIM")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    parser.add_argument("--eta", type=float, default=0.0, help="noise that DDIM adds, 0 to 1")
+    parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=2.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="PNG file for the first 64 samples, three times enlarged")
@@ -83,14 +86,15 @@ def _reconstructions(vae: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
 
 def _samples(params: dict[str, Any], scenes: np.ndarray, args: argparse.Namespace) -> np.ndarray:
     c = networks.base_components()
-    sampling = Sampling(args.num_steps, args.guidance_scale)
-    draw = jax.jit(lambda noise, ids: generate(c, params, noise, ids, sampling=sampling)[0])
+    sampling = Sampling(args.num_steps, args.guidance_scale, sampler=args.sampler, eta=args.eta)
+    draw = jax.jit(lambda noise, ids, keys: generate(c, params, noise, ids, sampling=sampling, keys=keys)[0])
     jobs = np.array([(index, 0, 0) for index in range(len(scenes))])
     bar = tqdm(total=len(scenes), unit="picture", desc="drawing")
 
     def batch(ids: np.ndarray, jobs: np.ndarray) -> np.ndarray:
         bar.update(len(ids))
-        return np.asarray(draw(draw_noise(args.seed, jobs, c.noise_shape), ids))
+        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(args.seed), index))(jobs[:, 0])
+        return np.asarray(draw(draw_noise(args.seed, jobs, c.noise_shape), ids, keys))
 
     with bar:
         return in_batches(batch, scene_caption_ids(scenes), jobs, batch_size=BATCH_SIZE)

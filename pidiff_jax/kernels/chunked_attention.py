@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from pidiff_jax.kernels.platform import target_platform
 
-_QUERY_CHUNK = 256
+# Queries at a time. Elsewhere than on a CPU, which works through one head after another, this is held for all heads.
+_QUERY_CHUNK, _QUERY_CHUNK_CPU = 256, 512
 
 
 @jax.custom_vjp
@@ -119,7 +120,8 @@ def _heads_last(x: Float[Array, "b k n e"]) -> Float[Array, "b n k e"]:
 
 def _in_chunks(x: Float[Array, "b k n ..."]) -> Float[Array, "b k chunks size ..."]:
     """Splits the queries into chunks, the last padded with zeros."""
-    n, size = x.shape[2], min(x.shape[2], _QUERY_CHUNK)
+    n = x.shape[2]
+    size = min(n, _QUERY_CHUNK_CPU if target_platform() == "cpu" else _QUERY_CHUNK)
     num_chunks = -(-n // size)
     x = jnp.pad(x, [(0, num_chunks * size - n if axis == 2 else 0) for axis in range(x.ndim)])
     return x.reshape(*x.shape[:2], num_chunks, size, *x.shape[3:])

@@ -13,11 +13,11 @@ from pidiff_jax.kernels.platform import target_platform
 
 Implementation = Literal["matmul", "unfolded", "minimally_filtered", "xla"]
 
-# On a CPU, convolutions over at most this many positions are unfolded: there, reading the kernel is most of the work.
-_MAX_UNFOLDED_ROWS = 512
-# Minimal filtering pays once a tile's products, which grow with the square of the channels, outweigh its transforms and
-# what it takes to compile.
-_MIN_FILTERED_CHANNELS = 128
+# On a CPU, minimal filtering pays once a tile's products, which grow with the square of the channels, outweigh its transforms
+# and what it takes to compile, and once there are enough positions for the kernel's transform not to be most of the work.
+_MIN_FILTERED_CHANNELS, _MIN_FILTERED_POSITIONS = 128, 256
+# Other convolutions over at most this many positions are unfolded: there, reading the kernel is most of the work.
+_MAX_UNFOLDED_POSITIONS = 512
 
 
 def conv2d(
@@ -53,11 +53,12 @@ def choose_implementation(
         return "matmul"
     if platform != "cpu":
         return "xla"
-    if math.prod(x_shape[:3]) <= _MAX_UNFOLDED_ROWS * strides**2:
-        return "unfolded"
+    positions = math.prod(x_shape[:3]) / strides**2
     fits = kernel_shape[:2] == (3, 3) and strides == 1 and max(max(sides) for sides in padding) <= 2
-    pays = min(kernel_shape[2:]) >= _MIN_FILTERED_CHANNELS and dtype == jnp.float32
-    return "minimally_filtered" if fits and pays else "xla"
+    wide = min(kernel_shape[2:]) >= _MIN_FILTERED_CHANNELS and dtype == jnp.float32
+    if fits and wide and positions >= _MIN_FILTERED_POSITIONS:
+        return "minimally_filtered"
+    return "unfolded" if positions <= _MAX_UNFOLDED_POSITIONS else "xla"
 
 
 def xla_conv2d(

@@ -121,7 +121,7 @@ def _load_trained(workdir: Path, step: int | None) -> tuple[dict[str, Any], dict
 
 
 def without_init(config: ConfigDict) -> ConfigDict:
-    """A config that begins with no adapter's file: what came from it is in every checkpoint, and the file may be gone."""
+    """A config that begins with no adapter's file, which may be gone: what it brought is trained, so in every checkpoint."""
     return ConfigDict({key: value for key, value in config.items() if key != "init"})
 
 

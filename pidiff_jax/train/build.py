@@ -1,6 +1,6 @@
 """From the config to an identity adapter's experiment, and to what every experiment has; nothing below sees a config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from pidiff_jax.models.identity_mapper import MapperSpec
 from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
 from pidiff_jax.models.unet import IdentityAttentionSpec, init_identity_from_text
 from pidiff_jax.optim.groups import GroupSpec, schedule_of
-from pidiff_jax.optim.rules import ParameterRule, compile_pattern
-from pidiff_jax.paths import flatten, unflatten
+from pidiff_jax.optim.rules import FROZEN, ParameterRule, assign_groups, compile_pattern
+from pidiff_jax.paths import flatten, listing, unflatten
 from pidiff_jax.ranges import about, check_count, check_number
 from pidiff_jax.sampling.components import BaseModel, Components
 from pidiff_jax.train.experiment import IdentityExperiment, Sources, Weights
@@ -62,11 +62,12 @@ def build_identity(
     adapter = _adapter_file(config)
     record = _record_spec(components)
     seed, value_scale = config.seed, config.identity.value_scale
+    parts = trained_parts(config)
     return IdentityExperiment(
         shapes=shapes,
-        load=lambda: _load(base, components, shapes, seed, value_scale, adapter),
+        load=lambda: _load(base, components, shapes, seed, value_scale, adapter, parts["rules"]),
         losses=_task(config, components).losses,
-        **trained_parts(config),
+        **parts,
         sources=make_sources(record),
         record={field.name: jax.ShapeDtypeStruct(record.shape(field), field.dtype) for field in FIELDS},
         components=components,
@@ -224,6 +225,7 @@ def _load(
     seed: int,
     value_scale: float,
     adapter: Path | None,
+    rules: Sequence[ParameterRule],
 ) -> Weights:
     """Loads the base and makes the identity branch and the mapper, or takes them from an adapter's file."""
     loaded = base.load()
@@ -237,9 +239,21 @@ def _load(
     if adapter is not None:
         with about("config.init.adapter"):
             started = load_adapter_file(adapter, components.unet.spec, mapper.spec)
+            _check_frozen(started, params, rules)
         params |= {"unet": unflatten(flatten(params["unet"]) | flatten(started["unet"])), "mapper": started["mapper"]}
     fingerprints = {name: fingerprint(loaded[name]) for name in ("unet", "text_encoder")}
     return Weights(params, extra={"vae": loaded["vae"]}, fingerprints=fingerprints)
+
+
+def _check_frozen(started: Mapping[str, Any], fresh: Mapping[str, Any], rules: Sequence[ParameterRule]) -> None:
+    """Checkpoints hold what is trained: a run that is opened has the rest as it is without an adapter's file."""
+    made, groups = flatten(fresh), flatten(assign_groups(rules, fresh))
+    other = [p for p, x in flatten(started).items() if groups[p] == FROZEN and not np.array_equal(x, made[p])]
+    if other:
+        raise ValueError(
+            f"expected what config.parameter_rules freezes as it is without the file, got other numbers for {listing(other)}; "
+            "train that too, or start from an adapter that was trained with the same rules"
+        )
 
 
 def _grow_identity(shapes: Mapping[str, Any], base_unet: Mapping[str, Any], value_scale: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pidiff_jax.convert.files import read_metadata, read_tensors, write_safetens
 from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.export.export import DTYPES, FORMATS, export_run
 from pidiff_jax.export.ip_adapter import IPAdapterFormat
+from pidiff_jax.export.proof import Sitting
 from pidiff_jax.paths import flatten
 from pidiff_jax.runs.build import checked_sampling
 from pidiff_jax.runs.saved_run import open_run
@@ -43,15 +44,20 @@ EVERY = some(list(FORMS), "residual, sink, mlp", "independent")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def people_are_rendered_once():
-    """The two people of every proof are always the same."""
-    found, render = {}, PortraitsWorld.preview_people
+def a_run_sits_once():
+    """The two people of every proof are the same, and what a run draws of them too, however often it is exported."""
+    people, sittings, render = {}, {}, PortraitsWorld.preview_people
+
+    def rendered(*arguments):
+        return people[0] if people else people.setdefault(0, render(*arguments))
+
+    def sitting(run, with_identity):
+        key = (run.folder, with_identity)
+        return sittings[key] if key in sittings else sittings.setdefault(key, Sitting(run, with_identity))
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            PortraitsWorld,
-            "preview_people",
-            lambda *arguments: found[0] if found else found.setdefault(0, render(*arguments)),
-        )
+        patch.setattr(PortraitsWorld, "preview_people", rendered)
+        patch.setattr("pidiff_jax.export.export.Sitting", sitting)
         yield
 
 

@@ -28,8 +28,10 @@ def assert_is_pytorchs(x_shape, kernel_shape, padding=ONE, strides=1):
 @pytest.mark.parametrize("way", ["xla", "unfolded", "minimally_filtered", "minimally_filtered in blocks"])
 @pytest.mark.parametrize("padding", [ONE, ((0, 1), (2, 0))])
 def test_all_ways_to_convolve_are_pytorchs(monkeypatch, way, padding):
-    monkeypatch.setattr(convolution, "_MAX_UNFOLDED_ROWS", 70 if way == "unfolded" else 69)
-    monkeypatch.setattr(convolution, "_MIN_FILTERED_CHANNELS", 5 if way == "xla" else 4)
+    filtered = way.startswith("minimally_filtered")
+    monkeypatch.setattr(convolution, "_MIN_FILTERED_CHANNELS", 4 if filtered else 5)
+    monkeypatch.setattr(convolution, "_MIN_FILTERED_POSITIONS", 70)
+    monkeypatch.setattr(convolution, "_MAX_UNFOLDED_POSITIONS", 70 if way == "unfolded" else 69)
     if way.endswith("in blocks"):
         monkeypatch.setattr(cpu_convolution, "_MAX_TILES", 10)  # 1 of 3 rows
     used = set()
@@ -51,9 +53,9 @@ def test_minimal_filtering_is_as_exact_as_xlas_sums():
     assert filtered < 3 * summed
 
 
-@pytest.mark.parametrize("max_unfolded_rows", [0, 512])
-def test_strided_convolutions_are_pytorchs(monkeypatch, max_unfolded_rows):
-    monkeypatch.setattr(convolution, "_MAX_UNFOLDED_ROWS", max_unfolded_rows)
+@pytest.mark.parametrize("max_unfolded_positions", [0, 512])
+def test_strided_convolutions_are_pytorchs(monkeypatch, max_unfolded_positions):
+    monkeypatch.setattr(convolution, "_MAX_UNFOLDED_POSITIONS", max_unfolded_positions)
     for shape in ((2, 6, 7, 4), (1, 9, 8, 4)):
         assert_is_pytorchs(shape, (3, 3, 4, 6), strides=2)
 
@@ -72,7 +74,7 @@ def test_the_choice_follows_platform_and_size():
     assert choose("gpu") == choose("tpu") == choose("tpu", side=8) == "xla"
     assert choose("gpu", kernel=pointwise, padding=unpadded, strides=2) == "xla"
     assert choose() == choose(padding=((0, 1), (2, 0))) == "minimally_filtered"
-    assert choose(side=16) == choose(side=32, strides=2) == choose(side=8, dtype=jnp.bfloat16) == "unfolded"
-    assert choose(side=17) == "minimally_filtered"
+    assert choose(side=11) == choose(side=32, strides=2) == choose(side=16, dtype=jnp.bfloat16) == "unfolded"
+    assert choose(side=12) == "minimally_filtered"
     assert choose(strides=2) == choose(dtype=jnp.bfloat16) == choose(kernel=(3, 3, 64, 320)) == "xla"
     assert choose(kernel=(5, 5, 320, 320), padding=((2, 2), (2, 2))) == choose(padding=((3, 3), (3, 3))) == "xla"
