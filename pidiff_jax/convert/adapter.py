@@ -28,8 +28,6 @@ _STAGES = ("down_blocks", "up_blocks", "mid_block")
 
 # Formats of files, and the variants of identity attention that they can hold; None: any.
 _VARIANTS = {"ip_adapter": ("decoupled",), "wplus_adapter": ("residual",), "adapter": None}
-# How the mapper's norm begins.
-_NORM = {"scale": np.ones, "bias": np.zeros}
 
 
 def check_adapter_file(path: Path, variant: str) -> None:
@@ -73,11 +71,7 @@ def _own(tensors: Mapping[str, np.ndarray], unet_spec: UNetSpec, mapper_spec: Ma
     mapper = nn.meta.unbox(mapper_shapes(IdentityMapper(mapper_spec)))
     shapes = flatten({"unet": branch, "mapper": mapper})
     table = [Entry(path, path, SAME, tuple(leaf.shape)) for path, leaf in shapes.items()]
-    # A run's file has what was trained; a norm that was frozen is as it begins.
-    norm = {
-        f"mapper/norm/{name}": fill(shapes[f"mapper/norm/{name}"].shape, np.float32) for name, fill in _NORM.items()
-    }
-    return to_ours(table, {**norm, **tensors})
+    return to_ours(table, tensors)
 
 
 def to_ip_adapter(params: Mapping[str, Any], unet_spec: UNetSpec, mapper_spec: MapperSpec) -> dict[str, np.ndarray]:

@@ -122,7 +122,12 @@ class Format(Protocol):
 
 def trained_base(trained: frozenset[str]) -> list[str]:
     """What was trained of the base model itself."""
-    return sorted(path for path in trained if not path.startswith("mapper/") and "_id/" not in path)
+    return sorted(path for path in trained if not of_adapter(path))
+
+
+def of_adapter(path: str) -> bool:
+    """Whether a parameter is the mapper's or the identity branch's, and not of the base model."""
+    return path.startswith("mapper/") or "_id/" in path
 
 
 def check_adapter_alone(name: str, trained: frozenset[str]) -> None:

@@ -299,9 +299,9 @@ def write_pictures(writing: Writing, output: PipelineOutput, jobs: Sequence[Job]
     if output.attention.any():
         heat_folder.mkdir(exist_ok=True)
         for index, overlay in enumerate(output.overlays()):
-            note = {"attention_of": f"{index:04d}.png"}
+            note = {"attention_of": f"{index:04d}.png", "brightest_in_means": round(output.brightest_overlay, 2)}
             save_picture(heat_folder / f"{index:04d}.png", overlay, None, mark=writing.mark, note=note)
-        yield f"{heat_folder}: where the identity acts"
+        yield f"{heat_folder}: where the identity acts; the brightest is {output.brightest_overlay:.0f} times the mean"
     codes = {code_hash(code): code for job in jobs for _, code in job.people}
     if codes:
         kept = folder / IDENTITIES

@@ -52,8 +52,16 @@ class PipelineOutput:
 
     def overlays(self) -> list[Image.Image]:
         """The attention as colours over each picture in grey, in one scale for all."""
-        heat, _ = heat_maps(self.pixels, self.attention.sum(1))
-        return [_as_pil(each) for each in heat]
+        return [_as_pil(each) for each in self._heat_maps[0]]
+
+    @property
+    def brightest_overlay(self) -> float:
+        """What the strongest colour of the overlays stands for, as a multiple of attention that is spread evenly."""
+        return self._heat_maps[1]
+
+    @cached_property
+    def _heat_maps(self) -> tuple[Float[np.ndarray, "n h w 3"], float]:
+        return heat_maps(self.pixels, self.attention.sum(1))
 
 
 class Pipeline:

@@ -1,4 +1,4 @@
-"""A run's adapter as one safetensors file: what was trained, by our parameter paths; its config and its base in the metadata.
+"""A run's adapter, and what else it trained, as one safetensors file by our parameter paths; config and base in the metadata.
 
 Such a file can stand wherever a run's folder is opened (`runs.saved_run`). It holds no base model, only the fingerprints of it.
 """
@@ -19,16 +19,16 @@ _CONFIG, _FACTS = "pidiff_jax.config", "pidiff_jax.facts"
 
 def write_adapter(
     path: Path,
-    trained: Mapping[str, Any],
+    params: Mapping[str, Any],
     *,
     config: Mapping[str, Any],
     facts: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes what a run trained.
+    """Writes a run's adapter.
 
     Args:
-        trained: arrays in nested dicts, in any floating-point dtype.
+        params: what was trained and the rest of the adapter, arrays in nested dicts, in any floating-point dtype.
         config: of the run.
         facts: `run_facts`.
         metadata: for other readers.
@@ -36,7 +36,7 @@ def write_adapter(
     Raises:
         FileExistsError: something is at `path` already.
     """
-    tensors = {name: np.asarray(leaf) for name, leaf in flatten(trained).items()}
+    tensors = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     own = {_CONFIG: json.dumps(config), _FACTS: json.dumps(facts)}
     write_safetensors(path, tensors, {**(metadata or {}), **own})
 
@@ -51,7 +51,7 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
 
 
 def read_adapter(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was trained, float32, and `step`, `seconds_training` and `frozen` (the base's fingerprints).
+    """What `write_adapter` was given, float32, and `step`, `seconds_training` and `frozen` (the base's fingerprints).
 
     Raises:
         ValueError: the file isn't an adapter.

@@ -17,7 +17,7 @@ from pidiff_jax.checkpoint.parameters import load_parameters
 from pidiff_jax.evaluation.evaluator import EvaluationSettings, Evaluator
 from pidiff_jax.locations import local_path
 from pidiff_jax.optim.rules import merge, split
-from pidiff_jax.paths import flatten, listing
+from pidiff_jax.paths import flatten, listing, unflatten
 from pidiff_jax.runs.adapter_file import read_adapter, read_adapter_config
 from pidiff_jax.runs.build import IDENTITY, build_adapter, checked_sampling
 from pidiff_jax.runs.folder import CHECKPOINTS, CONFIG, read_json
@@ -87,7 +87,7 @@ def open_run(
     experiment = build_adapter(without_init(config), world)
     checked_sampling(config.sampling, experiment.components)
     layout = lay_out(experiment, mesh)
-    stored, metadata = _load_trained(workdir, step)
+    stored, metadata = _load_trained(workdir, step, layout.frozen)
     _check_parameters(stored, layout.trainable)
     weights = experiment.load()
     _check_base(workdir, metadata["frozen"], weights.fingerprints)
@@ -110,14 +110,16 @@ def open_run(
     )
 
 
-def _load_trained(workdir: Path, step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_trained(workdir: Path, step: int | None, frozen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was trained, and metadata with at least `step` and `frozen`."""
     if not workdir.is_file():
         return load_parameters(workdir / CHECKPOINTS, step=step)
     params, metadata = read_adapter(workdir)
     if step not in (None, metadata["step"]):
         raise ValueError(f"expected the step {metadata['step']} of {workdir}, got {step}; a file has one, leave it out")
-    return params, metadata
+    # A file also has those of the adapter's parameters that were frozen; they are as they begin.
+    untouched = flatten(frozen).keys()
+    return unflatten({path: x for path, x in flatten(params).items() if path not in untouched}), metadata
 
 
 def without_init(config: ConfigDict) -> ConfigDict:
