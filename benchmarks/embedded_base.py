@@ -24,7 +24,7 @@ from pidiff_jax.arrays import in_batches, signed_pixels
 from pidiff_jax.diffusion.samplers import SAMPLERS
 from pidiff_jax.evaluation.identity import draw_noise
 from pidiff_jax.evaluation.scores import frechet_distance, prompt_accuracy
-from pidiff_jax.sampling.generate import Sampling, decode_latents, generate
+from pidiff_jax.sampling.generate import Sampling, decode_latents, generate, sampler_for
 from pidiff_jax.worlds.portraits import networks
 from pidiff_jax.worlds.portraits.judges import load_judges, load_landmarks, load_realism
 from pidiff_jax.worlds.portraits.sources import encode_latents, pictures, scene_caption_ids
@@ -53,12 +53,17 @@ def main() -> None:
         parser.error(
             f"expected --pictures to name a new file in a folder that is there, got {args.pictures}; correct it"
         )
+    sampling = Sampling(args.num_steps, args.guidance_scale, sampler=args.sampler, eta=args.eta)
+    try:
+        sampler_for(networks.base_components(), sampling)
+    except ValueError as error:
+        parser.error(str(error))
 
     renders = pictures("validation", args.num_pictures, 1, "wild")
     fresh = pictures("validation", args.num_pictures, 1, "wild", start=args.num_pictures)["pixels"] / np.float32(255)
     vae = load_weights("vae", args.vae)["vae"]
     reconstructions = _reconstructions(vae, renders["pixels"])
-    samples = _samples({"vae": vae, **load_weights("base", args.base)}, renders["scene"], args)
+    samples = _samples({"vae": vae, **load_weights("base", args.base)}, renders["scene"], sampling, args.seed)
     if args.pictures:
         _save_sheet(samples, args.pictures)
 
@@ -84,17 +89,16 @@ def _reconstructions(vae: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
     return _each(jax.jit(lambda x: decode_latents(c, vae, encode(signed_pixels(x))[0])), pixels)
 
 
-def _samples(params: dict[str, Any], scenes: np.ndarray, args: argparse.Namespace) -> np.ndarray:
+def _samples(params: dict[str, Any], scenes: np.ndarray, sampling: Sampling, seed: int) -> np.ndarray:
     c = networks.base_components()
-    sampling = Sampling(args.num_steps, args.guidance_scale, sampler=args.sampler, eta=args.eta)
     draw = jax.jit(lambda noise, ids, keys: generate(c, params, noise, ids, sampling=sampling, keys=keys)[0])
     jobs = np.array([(index, 0, 0) for index in range(len(scenes))])
     bar = tqdm(total=len(scenes), unit="picture", desc="drawing")
 
     def batch(ids: np.ndarray, jobs: np.ndarray) -> np.ndarray:
         bar.update(len(ids))
-        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(args.seed), index))(jobs[:, 0])
-        return np.asarray(draw(draw_noise(args.seed, jobs, c.noise_shape), ids, keys))
+        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jobs[:, 0])
+        return np.asarray(draw(draw_noise(seed, jobs, c.noise_shape), ids, keys))
 
     with bar:
         return in_batches(batch, scene_caption_ids(scenes), jobs, batch_size=BATCH_SIZE)

@@ -252,7 +252,7 @@ def _check_frozen(started: Mapping[str, Any], fresh: Mapping[str, Any], rules: S
     if other:
         raise ValueError(
             f"expected what config.parameter_rules freezes as it is without the file, got other numbers for {listing(other)}; "
-            "train that too, or start from an adapter that was trained with the same rules"
+            "train that too, or start from a float32 adapter that was trained with the same rules"
         )
 
 
