@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data_pipeline.prepare.align import check_landmarks, eyes_and_mouth
 from data_pipeline.prepare.pictures import read_mask, read_pixels
 from pidiff_jax.locations import local_path
+from pidiff_jax.strict_json import read_json
 
 INDEX_FILE = "photographs.jsonl"
 LATENT_PX = 8  # side of a latent position of Stable Diffusion's VAE
@@ -224,7 +225,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _parse(line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line, object_pairs_hook=_without_repetition)
+        entry = read_json(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"expected JSON with file, face_mask, landmarks, caption, person, got {line[:40]!r} ({error}); correct it"
@@ -233,13 +234,6 @@ def _parse(line: str) -> dict[str, Any]:
         raise ValueError(
             f"expected JSON with file, face_mask, landmarks, caption, person, got {line[:40]!r}; write an object {{...}}"
         )
-    return entry
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        raise ValueError("a key twice")
     return entry
 
 

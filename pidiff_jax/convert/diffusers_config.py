@@ -17,6 +17,7 @@ from pidiff_jax.diffusion.samplers import Spacing
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
+from pidiff_jax.strict_json import read_json
 
 Config = Mapping[str, Any]
 
@@ -144,9 +145,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ValueError: the file holds something else.
     """
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        config = read_json(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        place = ": it isn't UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        place = f": {error}"
+        place = ": it isn't UTF-8" if isinstance(error, UnicodeDecodeError) else place
         place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else place
         raise ValueError(f"expected JSON in {path}, got a mistake{place}; download or copy it again") from None
     if not isinstance(config, dict):

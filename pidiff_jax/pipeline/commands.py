@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pidiff_jax.convert.files import read_tensors, write_safetensors
+from pidiff_jax.diffusion.samplers import check_sampler
 from pidiff_jax.evaluation.report.labelled_grid import labelled_grid
 from pidiff_jax.locations import local_path, make_folder
 from pidiff_jax.pipeline.people import as_pixels, check_identities
@@ -154,7 +155,15 @@ def draw_again(opening: Opening, writing: Writing, order: Order, path: Path) -> 
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as the command line has them, for `Pipeline.settings`."""
+    """Settings as the command line has them, for `Pipeline.settings`.
+
+    Raises:
+        ValueError: one that no run could be drawn with.
+    """
+    if "sampler" in settings:
+        check_sampler(settings["sampler"])
+    if "num_steps" in settings:
+        check_count("--num_steps", settings["num_steps"])
     scale = settings.get("identity_scale")
     return {**settings, **({} if scale is None else {"identity_scale": parse_scale(scale)})}
 

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.ranges import MAX_SEED, about, check_count
+from pidiff_jax.strict_json import read_json
 
 # In a picture's metadata.
 RECIPE_KEY = "pidiff_jax.recipe"
@@ -70,10 +71,11 @@ class Recipe:
             ValueError: not a recipe.
         """
         try:
-            recipe = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError):
+            recipe = cls(**read_json(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            got = f"a mistake ({error})" if isinstance(error, ValueError) else "something else"
             raise ValueError(
-                f"expected the recipe of a picture in {name}, got something else; give a PNG or JSON file of launch.sample"
+                f"expected the recipe of a picture in {name}, got {got}; give a PNG or JSON file of launch.sample"
             ) from None
         with about(f"the recipe {name}"):
             recipe.check()

@@ -153,7 +153,7 @@ def line_with(landmarks: list, **changes) -> str:
         ("{", "photographs.jsonl, line 6: expected JSON with file"),
         ("[]", "line 6: expected JSON with file"),
         ('{"file": "0.png"}', "line 6: 0.png: .*'face_mask'"),
-        ('{"file": "0.png", "file": "1.png"}', "line 6: .*a key twice"),
+        ('{"file": "0.png", "file": "1.png"}', "line 6: .*the key 'file' twice"),
         (line_with([[1, 2]] * 5, file="9.png"), "line 6: 9.png: expected the file .*9.png, got none"),
         (line_with([[1, 2]] * 7), "photographs.jsonl, line 6: 0.png: expected 5 or 68 landmarks, got 7"),
         (line_with([[1, 2]] * 4 + [[1, float("nan")]]), "line 6: .*expected finite landmarks, .* in point 5"),

@@ -225,6 +225,10 @@ KINDS = {
         lambda x: x.swapped("model_index.json", b"{'_class_name': "),
         r"expected JSON in .*model_index\.json, got a mistake at line 1; download",
     ),
+    "a field twice": (
+        lambda x: x.swapped("vae/config.json", b'{"sample_size": 64, "sample_size": 32}'),
+        r"expected JSON in .*vae/config\.json, got a mistake: the key 'sample_size' twice; download",
+    ),
     "an index that is a list": (
         lambda x: x.swapped("model_index.json", b"[]"),
         r"expected a JSON object in .*, got a list; download",

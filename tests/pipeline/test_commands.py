@@ -78,6 +78,8 @@ NOTHING = [
     (draw_order, replace(ORDER, regions=["x.png"]), "expected a picture at --region=x.png, found none"),
     (draw_order, replace(ORDER, num_images=0), "expected --num_images of at least 1, got 0"),
     (draw_order, replace(ORDER, seed=-1), "expected --seed of at least 0, got -1"),
+    (draw_order, replace(ORDER, settings={"sampler": "dimm"}), "expected a sampler of ddpm, ddim"),
+    (draw_edits, replace(EDITS, settings={"num_steps": 0}), "expected --num_steps of at least 1, got 0"),
     (draw_edits, replace(EDITS, identities=["nobody.png"]), "found no file nobody.png"),
     (draw_edits, replace(EDITS, directions=Path("x.npy")), "expected a file at --directions=x.npy, found none"),
     (find_directions, replace(SEARCH, labels=Path("x.csv")), "expected a CSV file at --labels=x.csv, found none"),

@@ -161,7 +161,12 @@ def test_a_recipe_that_an_editor_saved_is_read_in_utf_8_alone(tmp_path):
     assert read_recipe(tmp_path / "marked.json") == recipe
     (tmp_path / "other.json").write_text(text, encoding="cp1252")
     (tmp_path / "deep.json").write_text("[" * 100_000, encoding="utf-8")
-    for name, message in (("other", "expected a recipe in UTF-8 at .*other.json"), ("deep", "expected the recipe of")):
+    (tmp_path / "twice.json").write_text(text.replace('"seed": 0', '"seed": 0, "seed": 1'), encoding="utf-8")
+    for name, message in (
+        ("other", "expected a recipe in UTF-8 at .*other.json"),
+        ("deep", "expected the recipe of"),
+        ("twice", r"twice.json, got a mistake \(the key 'seed' twice\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             read_recipe(tmp_path / f"{name}.json")
 

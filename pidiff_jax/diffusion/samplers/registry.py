@@ -56,6 +56,12 @@ _METHODS = {
 SAMPLERS = tuple(_METHODS)
 
 
+def check_sampler(name: str) -> None:
+    """Raises ValueError unless there is a sampler of this name; says which there are."""
+    if name not in _METHODS:
+        raise ValueError(f"expected a sampler of {', '.join(_METHODS)}, got {name!r}; correct the name")
+
+
 def make_sampler(
     name: str,
     schedule: NoiseSchedule,
@@ -86,8 +92,7 @@ def make_sampler(
         ValueError: an unknown name, an option that the sampler doesn't have, steps that can't be taken, or a network that
             predicts noise where a zero-terminal-SNR schedule has nothing else.
     """
-    if name not in _METHODS:
-        raise ValueError(f"expected a sampler of {', '.join(_METHODS)}, got {name!r}; correct the name")
+    check_sampler(name)
     method = _METHODS[name]
     check_prediction_type(prediction_type)
     grids.check_choice("spacing", spacing, get_args(Spacing))
