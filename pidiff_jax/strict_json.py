@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-def read_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """What a text of JSON says. A key that stands twice is a mistake here: JSON itself takes the last in silence.
 
     Raises:

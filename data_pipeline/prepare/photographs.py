@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_pipeline.prepare.align import check_landmarks, eyes_and_mouth
 from data_pipeline.prepare.pictures import read_mask, read_pixels
 from pidiff_jax.locations import local_path
-from pidiff_jax.strict_json import read_json
+from pidiff_jax.strict_json import parse_json
 
 INDEX_FILE = "photographs.jsonl"
 LATENT_PX = 8  # side of a latent position of Stable Diffusion's VAE
@@ -225,7 +225,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _parse(line: str) -> dict[str, Any]:
     try:
-        entry = read_json(line)
+        entry = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"expected JSON with file, face_mask, landmarks, caption, person, got {line[:40]!r} ({error}); correct it"

@@ -17,7 +17,7 @@ from pidiff_jax.diffusion.samplers import Spacing
 from pidiff_jax.models.clip import ClipTextSpec
 from pidiff_jax.models.unet import UNetSpec
 from pidiff_jax.models.vae import VAESpec
-from pidiff_jax.strict_json import read_json
+from pidiff_jax.strict_json import parse_json
 
 Config = Mapping[str, Any]
 
@@ -145,11 +145,15 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ValueError: the file holds something else.
     """
     try:
-        config = read_json(Path(path).read_text(encoding="utf-8-sig"))
+        config = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        place = f": {error}"
-        place = ": it isn't UTF-8" if isinstance(error, UnicodeDecodeError) else place
-        place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else place
+        match error:
+            case json.JSONDecodeError():
+                place = f" at line {error.lineno}"
+            case UnicodeDecodeError():
+                place = ": it isn't UTF-8"
+            case _:
+                place = f": {error}"
         raise ValueError(f"expected JSON in {path}, got a mistake{place}; download or copy it again") from None
     if not isinstance(config, dict):
         raise ValueError(f"expected a JSON object in {path}, got a {type(config).__name__}; download or copy it again")

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
 from pidiff_jax.ranges import MAX_SEED, about, check_count
-from pidiff_jax.strict_json import read_json
+from pidiff_jax.strict_json import parse_json
 
 # In a picture's metadata.
 RECIPE_KEY = "pidiff_jax.recipe"
@@ -71,7 +71,7 @@ class Recipe:
             ValueError: not a recipe.
         """
         try:
-            recipe = cls(**read_json(text))
+            recipe = cls(**parse_json(text))
         except (ValueError, TypeError, RecursionError) as error:
             got = f"a mistake ({error})" if isinstance(error, ValueError) else "something else"
             raise ValueError(

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from pidiff_jax.checkpoint.atomic_file import write_atomically
+from pidiff_jax.strict_json import parse_json
 
 CONFIG, COMPLETE, CHECKPOINTS, EVENTS = "config.json", "complete.json", "checkpoints", "tensorboard"
 # Keys that may change between the parts of an interrupted run, because they do not change what is computed: how often, on
@@ -148,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected JSON in {path}, got a damaged file ({error}); restore it, or remove it") from error
     if not isinstance(content, dict):
