@@ -4,7 +4,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 # What pictures, codes and weights the values of a config were chosen for.
-WORLD_VERSIONS = {"portraits": 2, "photographs": 1}
+WORLD_VERSIONS = {"portraits": 3, "photographs": 1}
 
 
 def base_config(world: str, task: str) -> ConfigDict:

@@ -4,6 +4,7 @@ python -m launch.train --config=experiments/portraits_wplus.py --workdir=runs/po
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments import common
 
@@ -15,7 +16,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 64
     config.ema_decay = 0.998
     config.data = ConfigDict({"num_people": 49_152, "pictures_per_person": 1})
-    config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3})
+    config.losses = ConfigDict({"l1": 1.0, "gradient": 1.0, "pyramid": 1.0, "delta": 1e-3, "identity": 0.3})
+    config.base = ConfigDict({"path": placeholder(str)})  # folder of wplus.safetensors to go on from; None: fresh ones
     # The statistics of batch normalisation stay at those of the first pictures: scale and bias can do the same.
     # Equalised layers keep weights of unit size and scale them when they are used, so they need larger steps.
     config.parameter_rules = (

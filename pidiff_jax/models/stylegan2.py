@@ -92,6 +92,14 @@ class Synthesis(nn.Module):
         return rgb
 
 
+def style_layer(name: str) -> int:
+    """The layer of W+ that a module of `Synthesis` reads its style from: "conv1", "to_rgb1", "convs_3", "to_rgbs_0"."""
+    if name in ("conv1", "to_rgb1"):
+        return int(name == "to_rgb1")
+    kind, _, number = name.rpartition("_")
+    return int(number) + 1 if kind == "convs" else 2 * int(number) + 3
+
+
 class ModulatedConv(nn.Module):
     """Convolution whose input channels are scaled by a style, and whose output is brought back to unit variance.
 

@@ -9,13 +9,16 @@ from flax import linen as nn
 from pidiff_jax.diffusion.schedule import NoiseSchedule
 from pidiff_jax.models.arcface import ArcFace, ArcFaceSpec
 from pidiff_jax.models.clip import ClipText, ClipTextSpec
+from pidiff_jax.models.e4e import E4eEncoder, E4eSpec, encode_wplus
 from pidiff_jax.models.identity_mapper import IdentityMapper, MapperSpec
 from pidiff_jax.models.ir_se import IRSESpec
 from pidiff_jax.models.segmenter import Segmenter, SegmenterSpec
 from pidiff_jax.models.shapes import mapper_shapes, text_encoder_shapes, unet_shapes
+from pidiff_jax.models.stylegan2 import StyleGan2Spec, Synthesis
 from pidiff_jax.models.text_conditioning import ClipConditioner
 from pidiff_jax.models.unet import UNet
 from pidiff_jax.train.identity_task import Dropout, IdentityTask, perturb_wplus
+from pidiff_jax.worlds.portraits import renderer
 from pidiff_jax.worlds.portraits.judges import read_landmarks
 from pidiff_jax.worlds.portraits.tasks.judges import (
     LandmarksTask,
@@ -25,7 +28,7 @@ from pidiff_jax.worlds.portraits.tasks.judges import (
     SegmenterTask,
     bilinear_maps,
 )
-from pidiff_jax.worlds.portraits.tasks.wplus import jitter_colours, warp_shape
+from pidiff_jax.worlds.portraits.tasks.wplus import DISTANCE, SPREAD, WPlusTask, jitter_colours, placed, warp_shape
 from tests.models.tiny_unet import CONTEXT_DIM, TOKEN_DIM, random_params, tiny_spec
 
 KEY = jax.random.key(0)
@@ -111,6 +114,65 @@ def test_the_features_of_realism_learn_all_that_was_rendered(pixels):
     features = network.apply({"params": params}, pixels / 127.5 - 1.0, method="features")
     weights = params["output_layer_3"]
     np.testing.assert_allclose(features @ weights["kernel"] + weights["bias"], values, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def wplus():
+    """A task of 32 pixels and its parameters, whose reading is zero."""
+    spec = E4eSpec(BACKBONE, num_layers=8, wplus_dim=WPLUS_DIM, input_size=32, style_width=6)
+    encoder, synthesis = E4eEncoder(spec), Synthesis(StyleGan2Spec(32, WPLUS_DIM, 1, (4, 4, 4, 4)))
+    reading = nn.Dense(renderer.NUM_IDENTITY_PARAMETERS)
+    codes = jnp.zeros((1, 8, WPLUS_DIM))
+    params = {
+        "encoder": encoder.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"],
+        "synthesis": synthesis.init(KEY, codes)["params"],
+        "latent_avg": codes[0],
+        "reading": jax.tree.map(jnp.zeros_like, reading.init(KEY, codes.reshape(1, -1))["params"]),
+    }
+    return WPlusTask(encoder, synthesis, reading), nn.meta.unbox(params)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_code_is_asked_what_its_person_was_drawn_from(wplus, pixels, train):
+    task, params = wplus
+    batch = {"pixels": pixels, "person_id": jnp.full(BATCH, 11)}
+    identity = renderer.identity_parameters(jnp.int32(11))
+    known = {**params, "reading": {**params["reading"], "bias": identity}}
+    values, metrics = task.losses(known, batch, KEY, train)
+    assert values["identity"].shape == (BATCH,) and values["identity"].max() == 0.0 and metrics["r2"] == 1.0
+    values, _ = task.losses(params, batch, KEY, train)
+    np.testing.assert_allclose(values["identity"], 12 * jnp.square(identity).mean(), rtol=1e-5)
+    named = {name for name, each in values.items() if each.shape == (BATCH,)}
+    assert named == {"l1", "gradient", "pyramid", "delta", "identity"}
+
+
+def test_the_identity_is_learned_by_the_encoder_and_the_reading_alone(wplus, pixels):
+    task, params = wplus
+    batch = {"pixels": pixels, "person_id": jnp.arange(BATCH)}
+    params = {**params, "reading": jax.tree.map(jnp.ones_like, params["reading"])}
+    gradient = jax.grad(lambda p: task.losses(p, batch, KEY)[0]["identity"].mean())(params)
+    largest = {name: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)) for name, tree in gradient.items()}
+    assert largest["synthesis"] == 0.0 and min(largest["encoder"], largest["reading"]) > 0.0
+
+
+def test_codes_are_put_away_from_zero_and_draw_the_same_pictures(wplus, pixels):
+    task, params = wplus
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), params)
+    x = pixels / 127.5 - 1.0
+
+    def run(params):
+        codes = encode_wplus(task.encoder, params["encoder"], params["latent_avg"], x)
+        read = task.reading.apply({"params": params["reading"]}, codes.reshape(BATCH, -1))
+        return codes, task.synthesis.apply({"params": params["synthesis"]}, codes), read
+
+    codes, *before = run(params)
+    moved, *after = run(placed(params, np.asarray(codes)))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    spread = moved.std(0)
+    assert float(jnp.sqrt(jnp.square(spread).mean())) == pytest.approx(SPREAD, rel=1e-3)
+    of_layers = [jnp.sqrt(jnp.square(x).mean(-1)) for x in (moved.mean(0), spread)]
+    np.testing.assert_allclose(of_layers[0], DISTANCE * of_layers[1], rtol=1e-3)
 
 
 def test_colours_and_shapes_are_changed_apart(pixels):

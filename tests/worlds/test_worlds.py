@@ -41,14 +41,14 @@ def test_a_config_of_another_world_is_refused_with_the_key_that_it_lacks():
         open_world(config)
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+@pytest.mark.parametrize("version", [None, 2, 4])
 def test_a_config_of_another_version_of_the_world_is_refused_in_one_line(version):
     config = get_config("quickstart")
     del config["world_version"]
     if version:
         config.world_version = version
     with pytest.raises(
-        ValueError, match=f"config.world_version=2, .*, got {version or 1}, whose .* train again"
+        ValueError, match=f"config.world_version=3, .*, got {version or 1}, whose .* train again"
     ) as error:
         open_world(config)
     assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from pidiff_jax.worlds import open_world
 from pidiff_jax.worlds.portraits.judges import held_out_people, load_judges
 from pidiff_jax.worlds.portraits.networks import STYLEGAN2
 from pidiff_jax.worlds.portraits.sources import load_wplus_encoder
-from pidiff_jax.worlds.portraits.weight_files import WEIGHTS, load_weights
+from pidiff_jax.worlds.portraits.weight_files import WEIGHTS, load_weights, save_weights
 from tests.launch.experiments import get_config
 
 MADE_BY = {
@@ -64,3 +64,16 @@ def test_wplus_codes_carry_the_person_into_another_photograph():
     drawn, others = (np.asarray(recognise(pixels)) for pixels in (drawn, people.gallery))
     assert identity_similarity(drawn, others).mean() > 0.85
     assert retrieval_top1(drawn, others, np.arange(48)).mean() > 0.9
+
+
+def test_the_training_of_wplus_goes_on_from_a_file_and_names_one_that_does_not_fit(tmp_path):
+    config = get_config("portraits_wplus")
+    config.base.path = str(WEIGHTS)
+    given, loaded = flatten(load_weights("wplus")), flatten(build_experiment(config, open_world(config)).load().params)
+    assert loaded.keys() == given.keys() and all((loaded[path] == given[path]).all() for path in given)
+    config.base.path = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"wplus\.safetensors, found none; correct config\.base\.path="):
+        build_experiment(config, open_world(config))
+    save_weights(tmp_path / "wplus.safetensors", {"encoder": {"kernel": np.zeros(2)}}, {})
+    with pytest.raises(ValueError, match=r"wplus\.safetensors: expected a source that fits the parameters"):
+        build_experiment(config, open_world(config)).load()

@@ -36,17 +36,20 @@ def weights_experiment(
     sources: Sources,
     record: Mapping[str, jax.ShapeDtypeStruct],
     finish_init: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params,
+    finish_weights: Callable[[dict[str, Any]], dict[str, Any]] = lambda params: params,
 ) -> Experiment:
     """A run whose result is `<workdir>/weights/<file>.safetensors`.
 
     Args:
         init: makes fresh parameters, boxed, whose top-level trees are those of the file.
         finish_init: what takes pictures to be made: the same tree with better values.
+        finish_weights: what is done to trained parameters before they are written.
     """
 
     def write(folder: Path, params: Mapping[str, Any], card: Mapping[str, Any]) -> None:
         path = folder / "weights" / f"{file}.safetensors"
         path.parent.mkdir(exist_ok=True)
+        params = finish_weights(nn.meta.unbox(params))
         save_weights(path, params, card, replace=True)  # this run's own, of fewer steps or of an end that was cut off
 
     return Experiment(
