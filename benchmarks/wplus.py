@@ -64,9 +64,11 @@ def main() -> None:
     def encode(pixels):
         return encode_wplus(encoder, weights["encoder"], weights["latent_avg"], pixels)
 
+    trained_on = renderer.person_ids("train", args.num_training_people)
     pixels = pictures("train", args.num_training_people, 1, "aligned")["pixels"]
-    read = Reading.fit(_flat(wplus_codes(encode, pixels)), _identity("train", args.num_training_people))
-    people, identity = held_out_people("validation", args.num_people, encode), _identity("validation", args.num_people)
+    read = Reading.fit(_flat(wplus_codes(encode, pixels)), renderer.identities(trained_on))
+    people = held_out_people("validation", args.num_people, encode)
+    identity = renderer.identities(renderer.person_ids("validation", args.num_people))
     found = read(_flat(people.wplus))
     r2 = 1.0 - np.square(found - identity).mean(0) / identity.var(0)
 
@@ -93,10 +95,6 @@ def _rendered(identity: Float[np.ndarray, "b p"]) -> Float[np.ndarray, "b h w 3"
     people = renderer.person_ids("validation", len(identity))
     drawn = renderer.draw_identity(identity, people, np.full(len(identity), FIRST_PICTURE, np.int32), "wild")
     return np.asarray(drawn.pixels)
-
-
-def _identity(split: str, count: int) -> Float[np.ndarray, "b p"]:
-    return np.asarray(jax.vmap(renderer.identity_parameters)(renderer.person_ids(split, count)))
 
 
 def _flat(codes: Float[np.ndarray, "b l d"]) -> Float[np.ndarray, "b n"]:

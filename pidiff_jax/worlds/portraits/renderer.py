@@ -116,6 +116,11 @@ def identity_parameters(person_id: Int[Array, ""]) -> Float[Array, "p"]:
     return jax.random.uniform(key, (NUM_IDENTITY_PARAMETERS,))
 
 
+def identities(person_id: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n p"]:
+    """`identity_parameters` of many people."""
+    return np.asarray(jax.vmap(identity_parameters)(jnp.asarray(person_id)))
+
+
 def draw(person_id: np.ndarray, picture_id: np.ndarray, view: View, chunk: int = 128) -> Picture:
     """Draws one picture per (person id, picture id) pair, both int32 (n,); returns numpy arrays.
 

@@ -83,7 +83,7 @@ def landmark_source(split: str, num_people: int, per_person: int) -> ArraySource
 def rendering_source(split: str, num_people: int, per_person: int) -> ArraySource:
     """Wild pictures with what they were rendered from: identity parameters and scenes."""
     wild = pictures(split, num_people, per_person, "wild")
-    identity = np.asarray(jax.vmap(renderer.identity_parameters)(wild["person_id"]))
+    identity = renderer.identities(wild["person_id"])
     return ArraySource({"pixels": wild["pixels"], "identity": identity, "scene": wild["scene"]})
 
 

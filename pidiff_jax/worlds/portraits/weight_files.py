@@ -55,7 +55,6 @@ def check_weights(name: str, folder: Path | str | None = None) -> Path:
     if folder:
         raise FileNotFoundError(
             f"expected embedded weights at {path}, found none; correct config.base.path={str(folder)!r} (--base_path, where "
-            f"there is one), or leave it out, or {made} (for a Stable Diffusion folder use "
-            "experiments/ffhq.py)"
+            f"there is one), or leave it out, or {made} (for a Stable Diffusion folder use experiments/ffhq.py)"
         )
     raise FileNotFoundError(f"expected embedded weights at {path}, found none; reinstall the package, or {made}")

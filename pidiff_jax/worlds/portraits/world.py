@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.schema import RecordSpec, validate_record
@@ -140,7 +139,7 @@ class PortraitsWorld:
         """Of rendered people: what their faces were drawn from, and their expression; see `World.known_codes`."""
         people, numbers = renderer.person_ids("train", count), np.zeros(count, np.int32)
         codes = wplus_codes(load_wplus_encoder(), pictures("train", count, 1, "aligned")["pixels"])
-        identity = np.asarray(jax.vmap(renderer.identity_parameters)(jnp.asarray(people)))
+        identity = renderer.identities(people)
         pose = renderer.poses(people, numbers, "aligned")
         expression = {name: getattr(pose, name) for name in ("smile", "mouth_open", "brow_raise", "gaze", "yaw")}
         labels = np.concatenate([identity, np.stack(list(expression.values()), 1)], axis=1)
