@@ -45,4 +45,5 @@ def adapter(config: ConfigDict) -> ConfigDict:
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     config.min_time_fraction = 0.0  # smallest noise level that is trained; 0: all
     config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})
+    config.sampling.identity_start = 0.0  # share of the steps before the identity is there
     return config

@@ -19,10 +19,10 @@ def get_config(length: str = "short") -> ConfigDict:
         raise ValueError(f"expected experiments/quickstart.py or experiments/quickstart.py:long, got {length!r}")
     long = length == "long"
     config = common.adapter(common.base_config("portraits", "identity"))
-    config.num_steps = 5_000 if long else 1_500
+    config.num_steps = 6_500 if long else 1_500
     config.batch_size = 16 if long else 8
     config.base = ConfigDict({"path": placeholder(str)})  # folder of other weights for the base; None: the shipped ones
-    config.data = ConfigDict({"num_people": 8192 if long else 2000, "pictures_per_person": 2 if long else 1})
+    config.data = ConfigDict({"num_people": 16_384 if long else 2000, "pictures_per_person": 1})
     config.data.cache = placeholder(str)  # folder to keep the records in; None: rendered at every start
 
     # The identity branch; see docs/method.md for what each choice does. It can leave as an IP-Adapter file: it reads the
@@ -57,8 +57,8 @@ def get_config(length: str = "short") -> ConfigDict:
     # So that a slower machine trains for no more than five minutes either.
     config.max_seconds = None if long else 285.0
     config.log_every_steps = 50 if long else 20
-    config.validate_every_steps = 2_000 if long else 750
+    config.validate_every_steps = 2_000 if long else 1_500
     config.checkpoint_every_steps = 500 if long else 250
-    config.sampling = ConfigDict({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_scale": 1.0})
+    config.sampling.update({"num_steps": 20 if long else 10, "guidance_scale": 2.5, "identity_start": 0.1})
     config.evaluation = ConfigDict({"split": "test", "num_people": 100, "num_prompts": 24})
     return config

@@ -25,6 +25,9 @@ NUM_REFERENCES = flags.DEFINE_integer("num_references", 1, "Photographs of each 
 # Key of the config -> the flag that overrides it; all are as in the config by default.
 OVERRIDES = {
     "sampling.identity_scale": flags.DEFINE_float("identity_scale", None, "Strength of the identity."),
+    "sampling.identity_start": flags.DEFINE_float(
+        "identity_start", None, "Share of the steps before the identity is there."
+    ),
     "sampling.guidance_scale": flags.DEFINE_float("guidance_scale", None, "Classifier-free guidance."),
     "sampling.num_steps": flags.DEFINE_integer("sampling_steps", None, "Steps of the sampler."),
     "evaluation.split": flags.DEFINE_enum("split", None, ["validation", "test"], "Whose people and prompts to score."),

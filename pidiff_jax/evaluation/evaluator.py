@@ -36,12 +36,14 @@ class EvaluationSettings:
     """How a model is looked at.
 
     scoring: None where nobody judges; then there are pictures only.
+    identity_start: share of the steps before the identity is there.
     num_references: photographs of a person whose W+ codes are averaged.
     """
 
     sampling: Sampling
     protocol: Protocol
     scoring: Scoring | None = None
+    identity_start: float = 0.0
     num_references: int = 1
 
     def facts(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class EvaluationSettings:
             "num_diversity_people": min(self.protocol.num_diversity_people, self.scoring.num_people),
             "num_seeds": self.protocol.num_seeds,
             "identity_scale": self.protocol.identity_scale,
+            "identity_start": self.identity_start,
             "guidance_scale": float(self.sampling.guidance_scale),
             "sampling_steps": self.sampling.num_steps,
             "seed": self.protocol.seed,
@@ -93,7 +96,8 @@ class Evaluator:
 
     def with_parameters(self, params: Mapping[str, Any]) -> GenerateFn:
         """The function that draws with these parameters."""
-        return self._sampler.with_parameters(self.complete(params), self.settings.sampling)
+        settings = self.settings
+        return self._sampler.with_parameters(self.complete(params), settings.sampling, settings.identity_start)
 
     @cached_property
     def previewer(self) -> Previewer:

@@ -85,7 +85,8 @@ def _workflow(export: Export) -> dict[str, Any]:
         "4": node("IPAdapterLoadEmbeds", embeds=NEGATIVE),
         "5": node(
             "IPAdapterEmbeds", model=["1", 0], ipadapter=["2", 0], pos_embed=["3", 0], neg_embed=["4", 0],
-            weight=sampling["identity_scale"], weight_type="linear", start_at=0.0, end_at=1.0, embeds_scaling="V only",
+            weight=sampling["identity_scale"], weight_type="linear", start_at=sampling["identity_start"],
+            end_at=1.0, embeds_scaling="V only",
         ),
         "6": node("CLIPTextEncode", clip=["1", 1], text="a photo of a person in a park"),
         "7": node("CLIPTextEncode", clip=["1", 1], text=""),

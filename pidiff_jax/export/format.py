@@ -19,13 +19,14 @@ from pidiff_jax.sampling.components import Components
 class Scenes:
     """What is drawn on both sides: n pictures, each of a person in a scene. Person and text change together with the noise.
 
-    noise: NHWC.
+    noise: NHWC. identity_start: share of the steps before the identity is there.
     """
 
     wplus: Float[np.ndarray, "n l d"]
     texts: Sequence[str]
     noise: Float[np.ndarray, "n h w c"]
     identity_scale: float
+    identity_start: float
     num_steps: int
     guidance_scale: float
 

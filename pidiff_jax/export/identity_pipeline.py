@@ -78,7 +78,11 @@ def draw_with_identity_pipeline(pipeline: Any, scenes: Scenes) -> np.ndarray:
     import torch
 
     def inputs(code: np.ndarray, guided: bool) -> Mapping[str, Any]:
-        return {"wplus": torch.from_numpy(np.array(code)), "identity_scale": scenes.identity_scale}
+        return {
+            "wplus": torch.from_numpy(np.array(code)),
+            "identity_scale": scenes.identity_scale,
+            "identity_start": scenes.identity_start,
+        }
 
     return draw_pictures(pipeline, scenes, inputs)
 
@@ -109,6 +113,7 @@ def _settings(export: Export) -> dict[str, Any]:
         },
         "attention": {"token_dim": identity.token_dim, "variant": identity.variant, "sink": identity.sink},
         "identity_scale": sampling["identity_scale"],
+        "identity_start": sampling["identity_start"],
         "guidance_scale": sampling["guidance_scale"],
         "num_inference_steps": sampling["num_steps"],
     }

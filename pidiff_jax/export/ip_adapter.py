@@ -37,15 +37,25 @@ base, prompt, name = sys.argv[1:]
 if not Path(base, "model_index.json").is_file():
     sys.exit(f"no Stable Diffusion folder at {{base}}; of an embedded base, launch.export --format=diffusers makes one")
 
+num_steps, scale = {num_steps}, {scale}
 guidance_scale = {guidance_scale}
+first_step = round({start} * num_steps)  # without the identity until then
+
+
+def appear(pipe, step, timestep, tensors):
+    if step + 1 == first_step:
+        pipe.set_ip_adapter_scale(scale)
+    return tensors
+
+
 person = people[name] if guidance_scale > 1 else people[name][1:]  # "no identity" is first, which guidance leads away from
 pipe = StableDiffusionPipeline.from_pretrained(base)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.load_ip_adapter(here, subfolder="", weight_name="{weights}", image_encoder_folder=None, low_cpu_mem_usage=False)
-pipe.set_ip_adapter_scale({scale})
+pipe.set_ip_adapter_scale(0.0 if first_step else scale)
 picture = pipe(
-    prompt, ip_adapter_image_embeds=[person], num_inference_steps={num_steps}, guidance_scale=guidance_scale,
-    generator=torch.Generator().manual_seed(0),
+    prompt, ip_adapter_image_embeds=[person], num_inference_steps=num_steps, guidance_scale=guidance_scale,
+    callback_on_step_end=appear, generator=torch.Generator().manual_seed(0),
 ).images[0]
 picture.save(f"{{name}}.png")
 print(f"wrote {{name}}.png")
@@ -73,7 +83,7 @@ class IPAdapterFormat:
         script = _SCRIPT.format(
             people=", ".join(people), first=next(iter(people)), people_file=PEOPLE, weights=WEIGHTS,
             scale=sampling["identity_scale"], num_steps=sampling["num_steps"],
-            guidance_scale=sampling["guidance_scale"],
+            guidance_scale=sampling["guidance_scale"], start=sampling["identity_start"],
         )  # fmt: skip
         (folder / SCRIPT).write_text(script, encoding="utf-8")
 
@@ -118,11 +128,17 @@ def draw_with_ip_adapter(export: Export, path: Path, base: Path, scenes: Scenes)
         pipeline.load_ip_adapter(
             path.parent, subfolder="", weight_name=path.name, image_encoder_folder=None, low_cpu_mem_usage=False
         )
-    pipeline.set_ip_adapter_scale(scenes.identity_scale)
+    first_step = round(scenes.identity_start * scenes.num_steps)
+
+    def appear(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == first_step:
+            pipeline.set_ip_adapter_scale(scenes.identity_scale)
+        return tensors
 
     def inputs(code: np.ndarray, guided: bool) -> Mapping[str, Any]:
+        pipeline.set_ip_adapter_scale(0.0 if first_step else scenes.identity_scale)
         both = torch.from_numpy(embeds(export.components, code))
-        return {"ip_adapter_image_embeds": [both if guided else both[1:]]}
+        return {"ip_adapter_image_embeds": [both if guided else both[1:]], "callback_on_step_end": appear}
 
     return draw_pictures(pipeline, scenes, inputs)
 

@@ -69,6 +69,7 @@ class Sitting:
             noise=np.asarray(draw_noise(0, jobs, self.run.components.noise_shape)),
             # A run that draws with 0 proves nothing of its identity.
             identity_scale=float(self.run.config.sampling.identity_scale or 1.0) if self._with_identity else 0.0,
+            identity_start=float(self.run.config.sampling.identity_start),
             num_steps=self._sampling.num_steps,
             guidance_scale=self._sampling.guidance_scale,
         )
@@ -82,7 +83,7 @@ class Sitting:
         """What parameters of the same shapes draw; in full float32 on accelerators too."""
         s, ids = self.scenes, tokenize(self.run.components.tokenizer, list(self.scenes.texts))
         with jax.default_matmul_precision("highest"):
-            generate = self._sampler.with_parameters(params, self._sampling)
+            generate = self._sampler.with_parameters(params, self._sampling, s.identity_start)
             pixels, _ = generate(s.wplus, ids, jnp.asarray(s.noise), s.identity_scale)
         return np.asarray(pixels)
 

@@ -13,6 +13,7 @@ from pidiff_jax.editing.levels import per_layer
 from pidiff_jax.locations import local_path
 from pidiff_jax.models.identity_mapper import MapperSpec
 from pidiff_jax.ranges import about, check_number
+from pidiff_jax.sampling.generate import steps_between
 
 Scale = float | Sequence[float] | Mapping[str, float]
 
@@ -40,13 +41,8 @@ def identity_schedule(
     layers = per_layer(scale, spec.num_layers)
     for value in layers:
         check_number("an identity_scale", float(value))
-    check_number("identity_start", start, least=0.0, most=1.0)
-    check_number("identity_end", end, least=0.0, most=1.0)
-    if start > end:
-        raise ValueError(f"expected identity_start up to identity_end={end}, got {start}; exchange them")
     tokens = np.concatenate([np.full(spec.tokens_per_group, layers[a:b].mean()) for a, b in spec.groups])
-    number = np.arange(num_steps)
-    factor = ((number >= round(start * num_steps)) & (number < round(end * num_steps))).astype(np.float32)
+    factor = steps_between(num_steps, start, end)
     if over_time is not None:
         factors = np.asarray(over_time, np.float32)
         if factors.ndim != 1 or not len(factors) or not np.isfinite(factors).all():

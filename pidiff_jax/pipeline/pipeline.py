@@ -168,7 +168,8 @@ class Pipeline:
             TypeError: there is no such setting; says what it is called here.
         """
         own = self.run.config.sampling
-        return Settings(own.num_steps, own.guidance_scale, own.identity_scale).changed(changes)
+        settings = Settings(own.num_steps, own.guidance_scale, own.identity_scale, identity_start=own.identity_start)
+        return settings.changed(changes)
 
     def __call__(
         self,

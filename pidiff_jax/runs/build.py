@@ -8,7 +8,7 @@ from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
 from pidiff_jax.ranges import about
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.sampling.generate import Sampling, sampler_for
+from pidiff_jax.sampling.generate import Sampling, sampler_for, steps_between
 from pidiff_jax.train.build import build_identity
 from pidiff_jax.train.experiment import Experiment, IdentityExperiment
 from pidiff_jax.worlds import World
@@ -52,14 +52,17 @@ def evaluation_settings(
     sampling = checked_sampling(config.sampling, components)
     with about("config.sampling.identity_scale"):
         protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
+    with about("config.sampling"):
+        identity_start = float(config.sampling.identity_start)
+        steps_between(sampling.num_steps, identity_start)
     split = config.evaluation.get("split", "test")  # not there where the world has no judges
     with about("config.evaluation.split"):
         held_out = world.held_out(split)
     if held_out is None:
         _check_previews(config.evaluation)
-        return EvaluationSettings(sampling, protocol, num_references=num_references)
+        return EvaluationSettings(sampling, protocol, None, identity_start, num_references)
     scoring = checked_scoring(config.evaluation, protocol, held_out, split)
-    return EvaluationSettings(sampling, protocol, scoring, num_references)
+    return EvaluationSettings(sampling, protocol, scoring, identity_start, num_references)
 
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:

@@ -168,6 +168,8 @@ def read_config(workdir: Path) -> ConfigDict:
             f"expected a run of this version at {workdir}, got one of an earlier version, whose config has no "
             f"config.{missing[0]}; train it again"
         )
+    if "identity_start" not in config.sampling:  # a run from before there was one
+        config.sampling.identity_start = 0.0
     return config
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from pidiff_jax.diffusion.samplers import Level, Method, State, Steps, advance
 from pidiff_jax.sampling.components import Components
-from pidiff_jax.sampling.generate import Sampling, decode_latents, map_people, sampler_for
+from pidiff_jax.sampling.generate import Sampling, decode_latents, map_people, sampler_for, steps_between
 from pidiff_jax.sampling.guided import Conditions, Guidance, Passes, make_conditions, predict
 from pidiff_jax.sharding.rules import DEFAULT_RULES, replicated, scatter
 
@@ -90,6 +90,8 @@ class CompiledSampler:
     ) -> tuple[Array, Array]:
         """Scaled latents (b, h, w, c), and each person's attention (b, p, h, w), zero without identity.
 
+        The attention is the mean over those steps in which anybody's identity has a strength.
+
         params: {"unet", "text_encoder", "mapper"}.
         on_step: makes each step a call of one program, whatever the number of steps; else a trajectory is one call.
 
@@ -120,17 +122,22 @@ class CompiledSampler:
                 if on_step:
                     jax.block_until_ready(state.latents)
                     on_step(start + 1, sampler.num_steps)
-            return state.latents, self._gather(heat / sampler.num_steps)
+            num_acting = (schedule[steps.number] != 0).any((1, 2)).sum()
+            return state.latents, self._gather(heat / max(num_acting, 1))
 
-    def with_parameters(self, params: Mapping[str, Any], sampling: Sampling) -> GenerateFn:
-        """What `evaluate_identity` calls; params: {"unet", "text_encoder", "mapper", "vae"}."""
+    def with_parameters(self, params: Mapping[str, Any], sampling: Sampling, identity_start: float = 0.0) -> GenerateFn:
+        """What `evaluate_identity` calls.
+
+        params: {"unet", "text_encoder", "mapper", "vae"}.
+        identity_start: share of the steps before the identity is there.
+        """
+        present = steps_between(sampling.num_steps, identity_start)[:, None, None]
 
         def draw(
             wplus: np.ndarray, text_ids: np.ndarray, noise: np.ndarray | Array, scale: float
         ) -> tuple[Array, Array]:
             codes = None if scale == 0.0 else self.tokens(params, np.asarray(wplus)[:, None])
-            schedule = np.full((sampling.num_steps, 1, 1), scale, np.float32)
-            request = Request(np.asarray(text_ids), np.asarray(noise), codes, schedule)
+            request = Request(np.asarray(text_ids), np.asarray(noise), codes, np.float32(scale) * present)
             latents, heat = self.draw(params, request, sampling)
             return self.decode(params["vae"], latents / self.components.vae.spec.scaling_factor), heat.sum(1)
 
@@ -171,7 +178,8 @@ class CompiledSampler:
         keys = None if seeds is None else jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         constrain = None if redraw is None else hold
         state, maps = advance(denoise, state, steps, method, keys=keys, constrain=constrain, has_aux=True)
-        return state, heat + maps.sum(0)
+        acts = (schedule != 0).any((1, 2))
+        return state, heat + jnp.where(acts[:, None, None, None, None], maps, 0.0).sum(0)
 
     def _share(self, array: np.ndarray) -> Array:
         # Host arrays are the same in every process; arrays that lie on one device would not fit the mesh.

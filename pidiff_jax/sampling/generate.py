@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from pidiff_jax.diffusion.samplers import Sampler, make_sampler, sample
 from pidiff_jax.models.unet import expand_scale
+from pidiff_jax.ranges import check_number
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.guided import Guidance, Passes, make_conditions, predict
 
@@ -48,6 +50,24 @@ class Sampling:
         """The numbers that a step reads."""
         own = self.identity_guidance_scale
         return Guidance(self.guidance_scale, 1.0 if own is None else own, self.guidance_rescale)
+
+
+def steps_between(num_steps: int, start: float = 0.0, end: float = 1.0) -> Float[np.ndarray, "n"]:
+    """1 in the steps between two shares of a trajectory, else 0.
+
+    Example:
+        >>> steps_between(10, start=0.2)
+        array([0., 0., 1., 1., 1., 1., 1., 1., 1., 1.], dtype=float32)
+
+    Raises:
+        ValueError: a start or end that is no share, or a start after the end.
+    """
+    check_number("identity_start", start, least=0.0, most=1.0)
+    check_number("identity_end", end, least=0.0, most=1.0)
+    if start > end:
+        raise ValueError(f"expected identity_start up to identity_end={end}, got {start}; exchange them")
+    number = np.arange(num_steps)
+    return ((number >= round(start * num_steps)) & (number < round(end * num_steps))).astype(np.float32)
 
 
 def sampler_for(components: Components, sampling: Sampling, first_step: int = 0) -> Sampler:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -29,10 +30,34 @@ def raise_when_told_to_end() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if number := _number_of(unraisable.exc_value):
+            _send_again(number)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _number_of(error: BaseException | None) -> int | None:
+    if isinstance(error, KeyboardInterrupt):
+        return signal.SIGINT
+    return error.number if isinstance(error, Terminated) else None
+
+
+def _send_again(number: int) -> None:
+    """Python swallows what is raised while a destructor or a callback of the garbage collector runs, which is soon over."""
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.1, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    _note(number, frame)  # where Python runs a destructor just then, it swallows what is raised
+    _note(number, frame)  # should it be swallowed, the next `postponed` knows of it
     raise Terminated(number)
 
 

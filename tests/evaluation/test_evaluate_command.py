@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pidiff_jax.runs.saved_run import read_config
 from tests.launch.commands import call
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,18 @@ def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp
     (portraits_run / "config.json").write_text(json.dumps(stored), encoding="utf-8")
     message = f"got one of an earlier version, whose config has no config.{key}; train it again"
     assert message in error_of(portraits_run, tmp_path / "out")
+
+
+def test_an_identity_start_that_is_no_share_is_refused(portraits_run, tmp_path):
+    message = error_of(portraits_run, tmp_path / "out", "--identity_start=1.5")
+    assert message == "error: config.sampling: expected identity_start in [0.0, 1.0], got 1.5; correct it"
+
+
+def test_a_run_from_before_identity_start_has_the_identity_in_all_steps(portraits_run):
+    stored = json.loads((portraits_run / "config.json").read_text(encoding="utf-8"))
+    del stored["sampling"]["identity_start"]
+    (portraits_run / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert read_config(portraits_run).sampling.identity_start == 0.0
 
 
 def test_a_moved_base_is_looked_for_where_the_flag_says(photographs_run, tmp_path):

@@ -25,7 +25,7 @@ FACTS = {
     "fingerprints": {"unet": "sha256:0123"},
     "protocol": {
         "split": "test", "num_people": 10, "num_prompts": 3, "num_references": 3, "num_diversity_people": 8, "num_seeds": 4,
-        "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 20, "seed": 0,
+        "identity_scale": 1.0, "identity_start": 0.1, "guidance_scale": 2.5, "sampling_steps": 20, "seed": 0,
     },
 }  # fmt: skip
 HISTORY = [
@@ -87,8 +87,8 @@ def test_the_report_holds_everything_and_escapes_it(html):
 
 def test_the_report_says_what_was_scored_and_what_every_row_means(html, evaluation):
     assert (
-        "10 people and 3 prompts of the test split; diversity over 8 people x 4 seeds; identity scale 1, guidance 2.5, "
-        "20 steps; W+ codes from the mean of 3 photographs of each person" in html
+        "10 people and 3 prompts of the test split; diversity over 8 people x 4 seeds; identity scale 1, "
+        "from 10% of the steps on; guidance 2.5, 20 steps; W+ codes from the mean of 3 photographs of each person" in html
     )
     assert "250</td>" in html and "250.123" not in html
     assert "has no width" in html

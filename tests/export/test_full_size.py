@@ -56,7 +56,8 @@ def test_stock_diffusers_draws_with_an_adapter_of_stable_diffusion_1_5(tmp_path)
     config.data.path = str(
         astronaut.write_records(base, astronaut.write_photographs(photographs), records, size_px=128)
     )
-    config.sampling.num_steps = 8
+    config.sampling.num_steps = 4
+    config.sampling.identity_start = 0.25
     run = save_run(tmp_path / "run", config)
 
     # On one device: the eight of these tests would each hold the model.

@@ -46,6 +46,7 @@ def tiny_config(form: str, **changes: Any) -> ConfigDict:
     config.mapper.update(mapper)
     config.sampling.num_steps = 5
     config.sampling.identity_scale = 0.8
+    config.sampling.identity_start = 0.4
     if not sink:  # its LayerNorm's bias is trained
         config.parameter_rules = config.parameter_rules[1:]
     config.update(changes)

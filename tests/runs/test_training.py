@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -89,8 +90,10 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(tmp_pat
 
 
 @pytest.fixture
-def heeding_signals():
+def heeding_signals(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     raise_when_told_to_end()
     yield
     for number, handler in before.items():
@@ -127,6 +130,20 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path, whole, capsys, number, 
     train(tmp_path / "cut")
     assert f"resuming from step {checkpoint.name} of 12" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "cut"), parameters(whole))
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGUSR1, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(heeding_signals, number, error):
+    class Last:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with pytest.raises(error):
+        last = Last()
+        del last
+        time.sleep(20)
 
 
 def test_a_complete_run_is_left_alone(complete, capsys):

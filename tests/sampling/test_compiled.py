@@ -34,3 +34,24 @@ def test_devices_share_the_pictures_of_a_batch_that_can_be_divided(monkeypatch):
     for scale in (0.0, 1.0):
         np.testing.assert_allclose(pictures[2, 4, scale], pictures[1, 4, scale], rtol=0, atol=1e-5)
     np.testing.assert_allclose(pictures[2, 3, 1.0], pictures[1, 4, 1.0][:3], rtol=0, atol=1e-5)
+
+
+def test_before_identity_start_the_base_draws_and_the_map_is_of_the_steps_after_it():
+    components, params = tiny_pipeline()
+    rng = np.random.default_rng(0)
+    noise, wplus = (rng.standard_normal((2, *shape)).astype(np.float32) for shape in (components.noise_shape, (5, 8)))
+    ids = rng.integers(0, 9, (2, 5)).astype(np.int32)
+    sampler = CompiledSampler(components, make_mesh(devices=jax.devices()[:1]))
+
+    def draw(start, scale=1.0):
+        return sampler.with_parameters(params, Sampling(num_steps=4), start)(wplus, ids, noise, scale)
+
+    base, _ = draw(0.0, scale=0.0)
+    pixels, heats = {}, {}
+    for start in (0.0, 0.5, 1.0):
+        pixels[start], heats[start] = draw(start)
+    np.testing.assert_allclose(pixels[1.0], base, rtol=0, atol=1e-5)
+    assert np.abs(pixels[0.5] - base).max() > 1e-3 and np.abs(pixels[0.5] - pixels[0.0]).max() > 1e-3
+    np.testing.assert_allclose(heats[0.0].sum((1, 2)), 1.0, atol=1e-4)
+    np.testing.assert_allclose(heats[0.5].sum((1, 2)), 1.0, atol=1e-4)
+    assert np.abs(heats[0.5] - heats[0.0]).max() > 1e-6 and not heats[1.0].any()

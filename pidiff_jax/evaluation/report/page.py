@@ -105,14 +105,15 @@ def protocol_text(protocol: Mapping[str, Any]) -> str:
     """What was scored, in one line.
 
     protocol: as in metrics.json: split, num_people, num_prompts, num_references, num_diversity_people, num_seeds,
-        identity_scale, guidance_scale, sampling_steps, seed.
+        identity_scale, identity_start, guidance_scale, sampling_steps, seed.
     """
     p = protocol
     photographs = "1 photograph" if p["num_references"] == 1 else f"the mean of {p['num_references']} photographs"
     return (
         f"{p['num_people']} people and {p['num_prompts']} prompts of the {p['split']} split; diversity over "
         f"{p['num_diversity_people']} people x {p['num_seeds']} seeds; identity scale {p['identity_scale']:g}, "
-        f"guidance {p['guidance_scale']:g}, {p['sampling_steps']} steps; W+ codes from {photographs} of each person"
+        f"from {p['identity_start']:.0%} of the steps on; guidance {p['guidance_scale']:g}, {p['sampling_steps']} steps; "
+        f"W+ codes from {photographs} of each person"
     )
 
 

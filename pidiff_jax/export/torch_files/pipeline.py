@@ -10,6 +10,7 @@
 The identity lies in `identity/` beside this file. Written by pidiff_jax, which computes the same.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -83,28 +84,40 @@ class PIDiffPipeline(StableDiffusionPipeline):
     mapper = None
 
     @torch.no_grad()
-    def __call__(self, prompt=None, *, wplus=None, identity_scale=None, num_images_per_prompt=1, **options):
+    def __call__(
+        self, prompt=None, *, wplus=None, identity_scale=None, identity_start=None, num_images_per_prompt=1, **options
+    ):
         """Draws; see `StableDiffusionPipeline.__call__` for everything else.
 
         wplus: one code (l, d) for all prompts, or one for each (b, l, d); None draws nobody in particular.
-        identity_scale: strength of the identity. Where it, `guidance_scale` and `num_inference_steps` aren't given, they are
-            what the run drew its pictures with.
+        identity_scale: strength of the identity.
+        identity_start: share of the steps before the identity is there.
+        What isn't given of these, of `guidance_scale` and of `num_inference_steps` is what the run drew its pictures with.
         """
         settings = self.load_identity()
         for name in ("guidance_scale", "num_inference_steps"):
             options.setdefault(name, settings[name])
+        scale = settings["identity_scale"] if identity_scale is None else identity_scale
+        start = settings["identity_start"] if identity_start is None else identity_start
+        hook = None
         if wplus is not None:
             texts = options.get("prompt_embeds", []) if prompt is None else prompt
             codes = self.codes(wplus, 1 if isinstance(texts, str) else len(texts))
             codes = codes.repeat_interleave(num_images_per_prompt, dim=0)
             if options["guidance_scale"] > 1:  # diffusers puts what guidance leads away from first
                 codes = torch.cat([torch.zeros_like(codes), codes])
-            self.set_identity(
-                self.mapper(codes), settings["identity_scale"] if identity_scale is None else identity_scale
-            )
+            tokens, step = self.mapper(codes), itertools.count()
+
+            def appear(unet, inputs):
+                if next(step) == round(start * self.num_timesteps):
+                    self.set_identity(tokens, scale)
+
+            hook = self.unet.register_forward_pre_hook(appear)
         try:
             return super().__call__(prompt, num_images_per_prompt=num_images_per_prompt, **options)
         finally:
+            if hook is not None:
+                hook.remove()
             self.set_identity(None, 0.0)
 
     def codes(self, wplus, count):
