@@ -11,6 +11,7 @@ parameters.
 
 import argparse
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -58,6 +59,12 @@ def main() -> None:
     parser.add_argument("--num_training_people", type=int, default=8000)
     parser.add_argument("--num_people", type=int, default=100)
     args = parser.parse_args()
+    if not all(2 <= n <= 1_000_000 for n in (args.num_people, args.num_training_people)):
+        parser.error(
+            "expected 2 to 1000000 people, whose scatter is read; correct --num_people or --num_training_people"
+        )
+    if args.wplus is not None and not Path(args.wplus, "wplus.safetensors").is_file():
+        parser.error(f"expected wplus.safetensors in the folder --wplus={args.wplus}, found none; check the path")
 
     weights, encoder = load_weights("wplus", args.wplus), E4eEncoder(networks.ENCODER)
 

@@ -94,6 +94,10 @@ def export_run(
         )
     if variant is not None and not form.has_variants:
         raise ValueError(f"expected no --variant for --format={format}, got {variant!r}; leave it out, or use --dtype")
+    if variant is not None and dtype is not None and _VARIANT_DTYPES.get(variant, dtype) != dtype:
+        raise ValueError(
+            f"expected --dtype={_VARIANT_DTYPES[variant]} beside --variant={variant}, got {dtype}; leave --dtype out"
+        )
     if identities and not form.has_people:
         raise ValueError(f"expected no --identity for --format={format}, which holds no people; leave it out")
     check_free(output)

@@ -1,6 +1,8 @@
 """From the config of a run to what it is made of: its world, its experiment, and how it is looked at."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
@@ -25,18 +27,23 @@ def build_experiment(config: Any, world: World) -> Experiment:
     tasks = {IDENTITY: lambda config: build_adapter(config, world), **world.tasks()}
     if config.task not in tasks:
         raise ValueError(f"expected config.task of {sorted(tasks)}, got {config.task!r}; correct the config")
-    try:
+    with _missing_keys_named(config.task):
         return tasks[config.task](config)
-    except AttributeError as error:  # of a key that the task reads
-        raise ValueError(
-            f"expected a config for the config.task {config.task!r}, got one without a key: {error}"
-        ) from error
 
 
 def build_adapter(config: Any, world: World) -> IdentityExperiment:
     """`build_experiment` where the task is an identity adapter."""
-    world.check()
-    return build_identity(config, world.base_model(), world.wplus_size, world.sources)
+    with _missing_keys_named(IDENTITY):
+        world.check()
+        return build_identity(config, world.base_model(), world.wplus_size, world.sources)
+
+
+@contextlib.contextmanager
+def _missing_keys_named(task: str) -> Iterator[None]:
+    try:
+        yield
+    except AttributeError as error:  # of a key that the task reads
+        raise ValueError(f"expected a config for the config.task {task!r}, got one without a key: {error}") from error
 
 
 def evaluation_settings(

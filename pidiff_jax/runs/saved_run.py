@@ -163,7 +163,7 @@ def read_config(workdir: Path) -> ConfigDict:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"
         )
-    if missing := [key for key in ("world", "mapper") if key not in config]:
+    if missing := [key for key in ("world", "mapper", "sampling") if key not in config]:
         raise ValueError(
             f"expected a run of this version at {workdir}, got one of an earlier version, whose config has no "
             f"config.{missing[0]}; train it again"

@@ -88,7 +88,8 @@ def test_the_report_holds_everything_and_escapes_it(html):
 def test_the_report_says_what_was_scored_and_what_every_row_means(html, evaluation):
     assert (
         "10 people and 3 prompts of the test split; diversity over 8 people x 4 seeds; identity scale 1, "
-        "from 10% of the steps on; guidance 2.5, 20 steps; W+ codes from the mean of 3 photographs of each person" in html
+        "from 10% of the steps on; guidance 2.5, 20 steps; W+ codes from the mean of 3 photographs of each person"
+        in html
     )
     assert "250</td>" in html and "250.123" not in html
     assert "has no width" in html

@@ -423,6 +423,20 @@ def test_nothing_is_overwritten(runs, tmp_path):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "notes"
 
 
+def test_a_variant_of_another_dtype_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match="expected --dtype=float16 beside --variant=fp16, got float32"):
+        export_run(runs("linear"), tmp_path / "out", "diffusers", variant="fp16", dtype="float32")
+
+
+def test_a_config_without_a_key_is_refused_by_the_key(runs, tmp_path):
+    config = json.loads((runs("linear") / "config.json").read_text(encoding="utf-8"))
+    del config["losses"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match="got one without a key: .*losses"):
+        export_run(tmp_path / "run", tmp_path / "out", "safetensors")
+
+
 def test_a_variant_of_a_single_file_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="expected no --variant for --format=safetensors, got 'fp16'"):
         export_run(runs("linear"), tmp_path / "out", "safetensors", variant="fp16")

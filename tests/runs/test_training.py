@@ -133,7 +133,8 @@ def test_a_run_that_is_told_to_end_saves_first(tmp_path, whole, capsys, number, 
 
 
 @pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGUSR1, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+    ("number", "error"),
+    [(signal.SIGTERM, Terminated), (signal.SIGUSR1, Terminated), (signal.SIGINT, KeyboardInterrupt)],
 )
 def test_a_signal_that_comes_while_a_destructor_runs_is_not_lost(heeding_signals, number, error):
     class Last:
