@@ -15,7 +15,7 @@ BAD = ("nan", "inf", "-1", "0", "", HUGE, "None", "foo", "5", "(5,)", "((0, 1), 
 NUMBERS_FROM_ZERO = {  # off, or the smallest that does something
     "seed", "num_workers", "ema_decay", "background_weight", "min_time_fraction", "max_seconds", "identity.value_scale",
     "dropout.text", "dropout.identity", "dropout.both", "losses", "weight_decay", "warmup_steps", "b2",
-    "sampling.identity_scale",
+    "sampling.identity_scale", "sampling.identity_start",
 }  # fmt: skip
 ANY_NUMBER = {"sampling.guidance_scale", "sampling.identity_scale"}  # negative ones lead away
 ANY_FOLDER = {"base.path", "init.adapter"}  # None or empty: none

@@ -46,13 +46,16 @@ def components_and_params() -> tuple[Components, dict[str, Any]]:
     return components, params | {name: random_params(tree) for name, tree in shapes.items()}
 
 
+SAMPLING = {"num_steps": 2, "guidance_scale": 2.0, "identity_scale": 1.0, "identity_start": 0.0}
+
+
 def make_pipeline(*, mesh: Mesh | None = None, params: dict[str, Any] | None = None, **options: Any) -> Pipeline:
     """The pipeline of a run that draws in two steps. params: others than the usual ones."""
     components, own = components_and_params()
     params = own if params is None else params
     run = SavedRun(
         folder=Path("runs/tiny"),
-        config=ConfigDict({"sampling": {"num_steps": 2, "guidance_scale": 2.0, "identity_scale": 1.0}, "base": {"path": ""}}),
+        config=ConfigDict({"sampling": SAMPLING, "base": {"path": ""}}),
         world=PortraitsWorld(ConfigDict({"base": {"path": ""}})),
         components=components,
         params=params,

@@ -57,7 +57,8 @@ def test_what_was_scored_is_told_with_the_numbers_that_were_drawn(components):
     config.evaluation.split = "validation"
     assert settings_of(config, components).facts() == {
         "split": "validation", "num_people": 5, "num_prompts": 4, "num_diversity_people": 5, "num_seeds": 4,
-        "num_references": 1, "identity_scale": 1.0, "guidance_scale": 2.5, "sampling_steps": 3, "seed": 0,
+        "num_references": 1, "identity_scale": 1.0, "identity_start": 0.1, "guidance_scale": 2.5, "sampling_steps": 3,
+        "seed": 0,
     }  # fmt: skip
 
 

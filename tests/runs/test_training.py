@@ -1,5 +1,6 @@
 """A whole run of a tiny model: interrupted, resumed, stopped by time, refused."""
 
+import contextlib
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from pidiff_jax.sharding.rules import shard_batch
 from pidiff_jax.train import loop
 from pidiff_jax.train.hooks import ValidationHook
 from pidiff_jax.train.plan import Plan
-from pidiff_jax.train.termination import Terminated, raise_when_told_to_end
+from pidiff_jax.train.termination import Terminated, postponed, raise_when_told_to_end
 from tests.train.tiny_training import build_tiny, loss_fn, make_batch, make_config
 
 
@@ -99,6 +100,8 @@ def heeding_signals(monkeypatch):
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+    with contextlib.suppress(Terminated), postponed():
+        pass  # or a signal that no `postponed` has seen would end a later test's run
 
 
 def test_a_run_that_is_told_to_end_while_it_validates_saves_too(tmp_path, monkeypatch, heeding_signals):
