@@ -21,6 +21,7 @@ from pidiff_jax.worlds.portraits import renderer
 from pidiff_jax.worlds.portraits.judges import HeldOutPortraits, load_attributes
 from pidiff_jax.worlds.portraits.painter import Face
 
+BATCH_SIZE = 50
 NUM_PROMPTS = 24
 RENDERED_PICTURE = 2  # neither the photograph that the code is of nor the one of the gallery
 
@@ -45,22 +46,15 @@ def main() -> None:
     }
 
     recogniser, attributes = held_out.judges().recogniser, load_attributes()
-    gallery = _read(recogniser, people.gallery)
-    similarity = {name: identity_similarity(_read(recogniser, x), gallery).mean() for name, x in shown.items()}
-    read = {name: _read(attributes, x)[:, : true.shape[1]] for name, x in shown.items()}
+    gallery = in_batches(recogniser, people.gallery, batch_size=BATCH_SIZE)
+    embedded = {name: in_batches(recogniser, x, batch_size=BATCH_SIZE) for name, x in shown.items()}
+    read = {name: in_batches(attributes, x, batch_size=BATCH_SIZE) for name, x in shown.items()}
+    similarity = {name: round(float(identity_similarity(x, gallery).mean()), 3) for name, x in embedded.items()}
     found = {
         attribute: {name: round(float(np.corrcoef(x[:, i], true[:, i])[0, 1]), 2) for name, x in read.items()}
         for i, attribute in enumerate(Face._fields)
     }
-    print(
-        json.dumps(
-            {"similarity": {k: round(float(v), 3) for k, v in similarity.items()}, "correlation": found}, indent=1
-        )
-    )
-
-
-def _read(judge, pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(in_batches(judge, np.asarray(pixels, np.float32), batch_size=min(50, len(pixels))))
+    print(json.dumps({"similarity": similarity, "correlation": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _with_one(x: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n+1"]:
 
 
 def _each(function, x: np.ndarray) -> np.ndarray:
-    return in_batches(lambda part: np.asarray(function(part)), x, batch_size=BATCH_SIZE)
+    return in_batches(function, x, batch_size=BATCH_SIZE)
 
 
 if __name__ == "__main__":

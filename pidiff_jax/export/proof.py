@@ -22,7 +22,7 @@ from pidiff_jax.export.torch_pipeline import missing_packages
 from pidiff_jax.paths import flatten, unflatten
 from pidiff_jax.runs.saved_run import SavedRun
 from pidiff_jax.sampling.compiled import CompiledSampler
-from pidiff_jax.sampling.generate import Sampling
+from pidiff_jax.sampling.generate import Sampling, steps_between
 
 NUM_PEOPLE = NUM_PROMPTS = 2
 # Of pixels in [0, 1], in float32; half-precision files are other weights, and only have to draw numbers.
@@ -47,6 +47,8 @@ class Sitting:
         self.run, self._with_identity, sampling = run, with_identity, run.config.sampling
         guidance_scale = max(float(sampling.guidance_scale), 1.0)  # below, diffusers doesn't guide
         self._sampling = Sampling(sampling.num_steps, guidance_scale)
+        start = float(sampling.identity_start)
+        self._identity_start = start if steps_between(sampling.num_steps, start).any() else 0.0
         self._sampler = CompiledSampler(run.components, run.mesh)
 
     @cached_property
@@ -67,9 +69,9 @@ class Sitting:
             wplus=np.stack([codes[person] for person in jobs[:, 0]]),
             texts=[texts[prompt % len(texts)] for prompt in jobs[:, 1]],
             noise=np.asarray(draw_noise(0, jobs, self.run.components.noise_shape)),
-            # A run that draws with 0 proves nothing of its identity.
+            # A run that draws with 0, or with the identity in no step, proves nothing of it.
             identity_scale=float(self.run.config.sampling.identity_scale or 1.0) if self._with_identity else 0.0,
-            identity_start=float(self.run.config.sampling.identity_start),
+            identity_start=self._identity_start,
             num_steps=self._sampling.num_steps,
             guidance_scale=self._sampling.guidance_scale,
         )

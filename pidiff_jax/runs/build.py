@@ -59,23 +59,23 @@ def evaluation_settings(
     sampling = checked_sampling(config.sampling, components)
     with about("config.sampling.identity_scale"):
         protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
-    with about("config.sampling"):
-        identity_start = float(config.sampling.identity_start)
-        steps_between(sampling.num_steps, identity_start)
     split = config.evaluation.get("split", "test")  # not there where the world has no judges
     with about("config.evaluation.split"):
         held_out = world.held_out(split)
     if held_out is None:
         _check_previews(config.evaluation)
-        return EvaluationSettings(sampling, protocol, None, identity_start, num_references)
-    scoring = checked_scoring(config.evaluation, protocol, held_out, split)
-    return EvaluationSettings(sampling, protocol, scoring, identity_start, num_references)
+        scoring = None
+    else:
+        scoring = checked_scoring(config.evaluation, protocol, held_out, split)
+    return EvaluationSettings(sampling, protocol, scoring, float(config.sampling.identity_start), num_references)
 
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
     with about("config.sampling.num_steps"):
         sampler_for(components, Sampling(sampling.num_steps))
+    with about("config.sampling"):
+        steps_between(sampling.num_steps, sampling.identity_start)
     if not math.isfinite(sampling.guidance_scale):
         raise ValueError(
             f"config.sampling.guidance_scale: expected a finite number, got {sampling.guidance_scale}; 1 to 10 are usual"

@@ -49,9 +49,14 @@ def _number_of(error: BaseException | None) -> int | None:
 
 def _send_again(number: int) -> None:
     """Python swallows what is raised while a destructor or a callback of the garbage collector runs, which is soon over."""
-    main = threading.main_thread().ident
-    assert main is not None
-    timer = threading.Timer(0.1, signal.pthread_kill, (main, number))
+
+    def send() -> None:
+        main = threading.main_thread().ident
+        # Not where `postponed` has raised it meanwhile: it would end what is being saved.
+        if main is not None and (number == signal.SIGINT or _arrived):
+            signal.pthread_kill(main, number)
+
+    timer = threading.Timer(0.1, send)
     timer.daemon = True
     timer.start()
 

@@ -423,6 +423,12 @@ def test_nothing_is_overwritten(runs, tmp_path):
     assert (tmp_path / "out").read_text(encoding="utf-8") == "notes"
 
 
+def test_a_run_that_draws_with_the_identity_in_no_step_is_proved_with_it_in_all(tmp_path):
+    workdir = make_run(tmp_path / "run", "linear", sampling={"identity_start": 1.0})
+    sitting = Sitting(open_run(workdir), with_identity=True)
+    assert sitting.scenes.identity_start == 0.0 and sitting.scenes.identity_scale == 0.8
+
+
 def test_a_variant_of_another_dtype_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="expected --dtype=float16 beside --variant=fp16, got float32"):
         export_run(runs("linear"), tmp_path / "out", "diffusers", variant="fp16", dtype="float32")
