@@ -31,6 +31,7 @@ from pidiff_jax.worlds.portraits.sources import load_wplus_encoder, pictures, wp
 STRENGTHS = (-1.5, -0.75, 0.0, 0.75, 1.5)
 ATTRIBUTES = ("hair_tone", "tone", "hair_length", "width", "beard", "glasses", "eye_gap", "eye_size", "eye_tone")
 NUM_LABELLED = 2000
+BATCH_SIZE = 64
 LEFT_EYE, RIGHT_EYE = 0, 1
 
 
@@ -133,7 +134,7 @@ def _codes(num_people, picture):
 
 
 def _judged(judge, pixels):
-    return np.asarray(in_batches(judge, pixels, batch_size=min(64, len(pixels))), np.float32)
+    return in_batches(judge, pixels, batch_size=BATCH_SIZE)
 
 
 def _overlap(judges, pixels, other):
@@ -156,7 +157,7 @@ def _head_colour(judges, pixels):
 
 def _read_face(judges, pixels):
     """How far the middle of the eyes is from the middle of the head, in its width: the turn; and how dark the mouth is."""
-    points = np.asarray(in_batches(load_landmarks(), pixels, batch_size=min(64, len(pixels)))[0])
+    points = in_batches(load_landmarks(), pixels, batch_size=BATCH_SIZE)[0]
     mask = _judged(judges.face_mask, pixels) > 0.5
     columns = (np.arange(mask.shape[2]) + 0.5) * pixels.shape[2] / mask.shape[2]
     across = mask.sum(1) > 0

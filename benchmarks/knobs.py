@@ -21,6 +21,7 @@ from pidiff_jax.pipeline.pipeline import Pipeline
 from pidiff_jax.pipeline.recipe import Job
 from pidiff_jax.worlds.portraits.judges import HeldOutPortraits
 
+BATCH_SIZE = 64
 # Knob -> (values, what they set).
 LEVELS = ("coarse", "middle", "fine")
 KNOBS = {
@@ -81,7 +82,7 @@ def main() -> None:
 
 def _judge(held_out, people, attributes):
     judges = held_out.judges()
-    run = lambda network, pixels: np.asarray(in_batches(network, pixels, batch_size=min(64, len(pixels))))  # noqa: E731
+    run = functools.partial(in_batches, batch_size=BATCH_SIZE)
     gallery = run(judges.recogniser, people.gallery)
 
     def judge(pixels, without):

@@ -23,6 +23,7 @@ import safetensors
 from pidiff_jax.convert.drafts import draft_of
 from pidiff_jax.convert.lazy_tensors import LazyTensors, finite
 from pidiff_jax.paths import listing
+from pidiff_jax.strict_json import parse_json
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Before this, a file could run code in spite of `weights_only=True` (CVE-2025-32434).
@@ -200,12 +201,14 @@ def read_shard_index(index: Path) -> dict[str, str]:
         ValueError: not an index, or one that points outside its folder.
     """
     try:
-        names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        names = parse_json(index.read_text(encoding="utf-8-sig"))["weight_map"]
         shards = {str(shard) for shard in names.values()}
         outside = sorted(shard for shard in shards if Path(shard).name != shard)
         indices = sorted(shard for shard in shards if Path(shard).suffix == ".json")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"expected a shard index with a weight_map, got {index}; download or copy it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(
+            f"expected a shard index with a weight_map, each key once, got {index}; download or copy it again"
+        ) from None
     if outside:
         raise ValueError(f"expected shards beside {index}, got {', '.join(outside)}; the index is not to be trusted")
     if indices:

@@ -7,7 +7,6 @@ dot as an underscore they agree, which is how a layer is found.
 Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1; kohya-ss/sd-scripts networks/lora.py; peft tuners/lora/layer.py.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from pidiff_jax.convert.table import Entry
 from pidiff_jax.convert.unet import unet_table
 from pidiff_jax.locations import local_path
 from pidiff_jax.paths import listing
+from pidiff_jax.strict_json import parse_json
 
 # The name of a tensor -> layer and role ("A", "down": into the rank; "B", "up": out of it).
 _NAMES = (
@@ -258,9 +258,11 @@ def _settings(path: Path, layers: Iterable[str]) -> dict[str, Mapping[str, Any]]
         settings["base_model.model."] = read_config(config)
     elif path.suffix == ".safetensors" and (text := read_metadata(path).get(_METADATA)):
         try:
-            written = dict(json.loads(text))
-        except (ValueError, TypeError):
-            raise ValueError(f"expected JSON as {_METADATA}, got something else; save the LoRA again") from None
+            written = dict(parse_json(text))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(
+                f"expected JSON as {_METADATA}, each key once, got something else; save the LoRA again"
+            ) from None
         for part in ("unet.", "text_encoder."):
             settings[part] = {k.removeprefix(part): v for k, v in written.items() if k.startswith(part)}
     for own in settings.values():

@@ -1,14 +1,13 @@
 """From the config of a run to what it is made of: its world, its experiment, and how it is looked at."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
 from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
-from pidiff_jax.ranges import about
+from pidiff_jax.ranges import about, check_number
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling, sampler_for, steps_between
 from pidiff_jax.train.build import build_identity
@@ -57,8 +56,7 @@ def evaluation_settings(
         ValueError: the config's sampling or evaluation can't be done; names the key.
     """
     sampling = checked_sampling(config.sampling, components)
-    with about("config.sampling.identity_scale"):
-        protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
+    protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
     split = config.evaluation.get("split", "test")  # not there where the world has no judges
     with about("config.evaluation.split"):
         held_out = world.held_out(split)
@@ -76,10 +74,9 @@ def checked_sampling(sampling: Any, components: Components) -> Sampling:
         sampler_for(components, Sampling(sampling.num_steps))
     with about("config.sampling"):
         steps_between(sampling.num_steps, sampling.identity_start)
-    if not math.isfinite(sampling.guidance_scale):
-        raise ValueError(
-            f"config.sampling.guidance_scale: expected a finite number, got {sampling.guidance_scale}; 1 to 10 are usual"
-        )
+    for name in ("guidance_scale", "identity_scale"):
+        with about(f"config.sampling.{name}"):
+            check_number("it", sampling[name])
     return Sampling(sampling.num_steps, sampling.guidance_scale)
 
 

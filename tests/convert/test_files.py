@@ -204,6 +204,9 @@ def test_shards_that_differ_from_their_index_are_refused(tmp_path):
     index.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="weight_map"):
         read_tensors(index)
+    index.write_text('{"weight_map": {"half": "a.safetensors", "half": "b.safetensors"}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="a weight_map, each key once"):
+        read_tensors(index)
 
 
 def test_an_index_that_names_itself_or_another_index_is_refused(tmp_path):

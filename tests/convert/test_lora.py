@@ -199,6 +199,14 @@ def test_what_is_no_lora_of_this_model_is_refused_by_name(folder, tmp_path, tens
     assert "bad.safetensors" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", ["no JSON", '{"unet.lora_alpha": 6, "unet.lora_alpha": 12}'])
+def test_settings_in_a_file_that_say_nothing_or_two_things_are_refused(folder, matrices, tmp_path, settings):
+    path = tmp_path / "bad.safetensors"
+    save_file(peft({QUERY: matrices[QUERY]}), path, {"lora_adapter_metadata": settings})
+    with pytest.raises(ValueError, match="expected JSON as lora_adapter_metadata, each key once, got something else"):
+        open_base_model(folder, loras=[(path, 1.0)])
+
+
 def test_file_and_scale_are_told_apart():
     for text, file, scale in (("a.bin", "a.bin", 1.0), ("a.bin:0.5", "a.bin", 0.5), ("a:b.bin", "a:b.bin", 1.0)):
         path, found = parse_lora(text, "--lora")

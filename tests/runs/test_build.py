@@ -2,6 +2,7 @@
 
 import pytest
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from pidiff_jax.runs.build import build_experiment, evaluation_settings
 from pidiff_jax.worlds import open_world
@@ -29,13 +30,21 @@ def components():
         ("sampling.num_steps", 0, "1 to 1000 sampling steps, got 0"),
         ("sampling.num_steps", 1001, "1 to 1000 sampling steps, got 1001"),
         ("sampling.guidance_scale", float("nan"), "a finite number, got nan"),
-        ("sampling.identity_scale", float("inf"), "a finite identity scale, got inf"),
+        ("sampling.identity_scale", float("inf"), "a finite number, got inf"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(components, key, value, message):
     config = get_config("quickstart")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=f"config.{key}: .*{message}"):
+        settings_of(config, components)
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "identity_scale", "identity_start"])
+def test_no_number_is_refused_by_its_name(components, name):
+    config = get_config("quickstart")
+    config.sampling = ConfigDict({**config.sampling, name: None})  # as a run's config.json may come
+    with pytest.raises(ValueError, match=rf"config.sampling.*{name}.* got None"):
         settings_of(config, components)
 
 
