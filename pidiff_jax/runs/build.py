@@ -7,7 +7,7 @@ from typing import Any
 from pidiff_jax.evaluation.evaluator import PREVIEW_PEOPLE, EvaluationSettings, Scoring
 from pidiff_jax.evaluation.protocol import Protocol
 from pidiff_jax.evaluation.subjects import HeldOut
-from pidiff_jax.ranges import about, check_number
+from pidiff_jax.ranges import about, check_count, check_number
 from pidiff_jax.sampling.components import Components
 from pidiff_jax.sampling.generate import Sampling, sampler_for, steps_between
 from pidiff_jax.train.build import build_identity
@@ -70,13 +70,14 @@ def evaluation_settings(
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
+    for name in ("guidance_scale", "identity_scale", "identity_start"):
+        with about(f"config.sampling.{name}"):
+            check_number("it", sampling[name])
     with about("config.sampling.num_steps"):
+        check_count("it", sampling.num_steps, least=0)  # of which the sampler refuses 0 with its own words
         sampler_for(components, Sampling(sampling.num_steps))
     with about("config.sampling"):
         steps_between(sampling.num_steps, sampling.identity_start)
-    for name in ("guidance_scale", "identity_scale"):
-        with about(f"config.sampling.{name}"):
-            check_number("it", sampling[name])
     return Sampling(sampling.num_steps, sampling.guidance_scale)
 
 
