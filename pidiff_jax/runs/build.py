@@ -72,7 +72,7 @@ def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
     for name in ("guidance_scale", "identity_scale", "identity_start"):
         with about(f"config.sampling.{name}"):
-            check_number("it", sampling[name])
+            check_number("it", getattr(sampling, name))
     with about("config.sampling.num_steps"):
         check_count("it", sampling.num_steps, least=0)  # of which the sampler refuses 0 with its own words
         sampler_for(components, Sampling(sampling.num_steps))
