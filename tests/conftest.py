@@ -23,7 +23,11 @@ for name, value in {
     os.environ[name.upper()] = str(value)  # for other programs that tests start
 
 # Compiles in half the time, what is compiled is as right, and only large networks run slower; other programs do so too.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# A program isn't cut in parts for cores that the tests' other processes use.
+_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 # PyTorch's threads wait by spinning: side by side, processes would take the cores from each other. Before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:

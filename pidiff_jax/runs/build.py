@@ -70,7 +70,10 @@ def evaluation_settings(
 
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
-    for name in ("guidance_scale", "identity_scale", "identity_start"):
+    numbers = ("guidance_scale", "identity_scale", "identity_start")
+    if missing := [name for name in ("num_steps", *numbers) if name not in sampling]:
+        raise ValueError(f"expected a config with config.sampling.{missing[0]}, got one without it; add it")
+    for name in numbers:
         with about(f"config.sampling.{name}"):
             check_number("it", getattr(sampling, name))
     with about("config.sampling.num_steps"):

@@ -44,7 +44,7 @@ def tiny_config(form: str, **changes: Any) -> ConfigDict:
     config = quickstart.get_config()
     config.identity.update({"variant": variant, "sink": sink})
     config.mapper.update(mapper)
-    config.sampling.num_steps = 5
+    config.sampling.num_steps = 3
     config.sampling.identity_scale = 0.8
     config.sampling.identity_start = 0.4
     if not sink:  # its LayerNorm's bias is trained

@@ -46,6 +46,9 @@ def test_no_number_is_refused_by_its_name(components, name):
     config.sampling = ConfigDict({**config.sampling, name: None})  # as a run's config.json may come
     with pytest.raises(ValueError, match=rf"config.sampling.{name}: expected it to be a .* number, got None"):
         settings_of(config, components)
+    del config.sampling[name]
+    with pytest.raises(ValueError, match=rf"expected a config with config.sampling.{name}, got one without it"):
+        settings_of(config, components)
 
 
 def test_photographs_need_somebody_to_preview(components):
