@@ -15,7 +15,7 @@ help: ## Show these targets
 quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CPU cores), draw and score
 	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-test: lint ## Run every check and the tests that are not marked full (20 minutes on 2 CPU cores)
+test: lint ## Run every check and the tests that are not marked full (13 minutes on 2 CPU cores)
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not full" $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-test ## Run the tests that are marked neither slow nor full
