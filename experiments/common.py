@@ -42,6 +42,7 @@ def adapter(config: ConfigDict) -> ConfigDict:
     config.dropout = ConfigDict({"text": 0.05, "identity": 0.05, "both": 0.05})
     config.losses = ConfigDict({"denoising": 1.0, "localisation": 0.1, "preserve": 0.0, "disentangle": 0.0})
     config.background_weight = placeholder(float)  # of the denoising loss outside the face; None: no mask
+    config.huber_c = placeholder(float)  # errors of the denoising loss above it count linearly; None: all squared
     config.min_snr_gamma = placeholder(float)  # None: no min-SNR weighting
     config.min_time_fraction = 0.0  # smallest noise level that is trained; 0: all
     config.sampling = ConfigDict({"num_steps": 30, "guidance_scale": 5.0, "identity_scale": 1.0})

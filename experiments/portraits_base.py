@@ -10,7 +10,7 @@ The first takes an hour of a CPU core; the second is meant for a GPU, where it t
 pidiff_jax/worlds/portraits/weights/MODEL_CARD.md.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from experiments import common
@@ -33,7 +33,7 @@ def get_config(part: str = "unet") -> ConfigDict:
         config.batch_size = 256
         config.base = ConfigDict({"path": placeholder(str)})  # folder of vae.safetensors; None: the shipped one
         config.dropout = ConfigDict({"text": 0.1})
-        config.min_snr_gamma = 5.0
+        config.min_snr_gamma = FieldReference(5.0)  # None: no min-SNR weighting
         config.losses = ConfigDict({"denoising": 1.0})
         learning_rate = 4e-3
     config.parameter_rules = ((r".*", "all"),)

@@ -1,4 +1,4 @@
-"""The denoising loss: squared error of the prediction, weighted by noise level and by place."""
+"""The denoising loss: error of the prediction, weighted by noise level and by place."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,8 +17,9 @@ def denoising_loss(
     min_snr_gamma: float | None = None,
     face_mask: Float[Array, "b h w"] | None = None,
     background_weight: float | None = None,
+    huber_c: float | None = None,
 ) -> Float[Array, " b"]:
-    """Mean squared error per example.
+    """Mean error per example, squared or pseudo-Huber.
 
     Args:
         prediction: of the network; compared with `target` in float32.
@@ -27,19 +28,33 @@ def denoising_loss(
         min_snr_gamma: weights noise levels by `min_snr_weights`; None weights all alike.
         face_mask: in [0, 1] at the latents' resolution; weights places together with `background_weight`.
         background_weight: weight outside the face relative to 1 inside. Give both of them or neither.
+        huber_c: each place costs its `pseudo_huber` error; None: its squared error.
     """
     if (face_mask is None) != (background_weight is None):
         raise ValueError(
             f"expected face_mask and background_weight together, got background_weight={background_weight} and "
             f"{'no face_mask' if face_mask is None else 'a face_mask'}; give both, or neither for an unmasked loss"
         )
-    squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
+    errors = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
+    if huber_c is not None:
+        errors = pseudo_huber(errors, huber_c)
     if face_mask is not None and background_weight is not None:
-        squared *= spatial_weights(face_mask, background_weight)
-    values = squared.mean((1, 2))
+        errors *= spatial_weights(face_mask, background_weight)
+    values = errors.mean((1, 2))
     if min_snr_gamma is not None:
         values *= min_snr_weights(schedule, timesteps, prediction_type, min_snr_gamma)
     return values
+
+
+def pseudo_huber(squared: Float[Array, "*shape"], c: float) -> Float[Array, "*shape"]:
+    """sqrt(squared + c^2) - c: about the error itself above `c` and proportional to its square below.
+
+    So places that nothing can predict lead the gradient less than they do when squared.
+
+    Source: Charbonnier et al. 1997 ("Deterministic edge-preserving regularization in computed imaging"); in diffusion, of
+    a whole picture, Song and Dhariwal 2023 (arXiv 2310.14189).
+    """
+    return squared / (jnp.sqrt(squared + c**2) + c)  # the same, without the difference of two near numbers
 
 
 def spatial_weights(face_mask: Float[Array, "b h w"], background_weight: float) -> Float[Array, "b h w"]:

@@ -105,7 +105,8 @@ def _held_out(match: re.Match[str], world: World) -> dict[str, np.ndarray]:
             f"expected a file of W+ codes, or FOLDER:validation:0 for a record of a folder, as --identity for a run "
             f"{world.title}, got {match[0]!r}; nobody is held out there"
         )
-    held_out.check_people(number + 1)
+    with about(f"--identity={match[0]}"):
+        held_out.check_people(number + 1)
     return {f"{split}_{number}": np.asarray(held_out.people(1, start=number).wplus[0], np.float32)}
 
 

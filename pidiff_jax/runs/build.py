@@ -71,8 +71,7 @@ def evaluation_settings(
 def checked_sampling(sampling: Any, components: Components) -> Sampling:
     """How pictures are drawn, once it is certain that they can be."""
     numbers = ("guidance_scale", "identity_scale", "identity_start")
-    if missing := [name for name in ("num_steps", *numbers) if name not in sampling]:
-        raise ValueError(f"expected a config with config.sampling.{missing[0]}, got one without it; add it")
+    _check_keys("config.sampling", sampling, "num_steps", *numbers)
     for name in numbers:
         with about(f"config.sampling.{name}"):
             check_number("it", getattr(sampling, name))
@@ -86,6 +85,7 @@ def checked_sampling(sampling: Any, components: Components) -> Sampling:
 
 def checked_scoring(evaluation: Any, protocol: Protocol, held_out: HeldOut, split: str) -> Scoring:
     """Whom the judges see, once it is certain that there are so many."""
+    _check_keys("config.evaluation", evaluation, "num_people", "num_prompts")
     with about("config.evaluation.num_people"):
         held_out.check_people(evaluation.num_people)
     with about("config.evaluation.num_prompts"):
@@ -99,7 +99,13 @@ def checked_scoring(evaluation: Any, protocol: Protocol, held_out: HeldOut, spli
 
 
 def _check_previews(evaluation: Any) -> None:
+    _check_keys("config.evaluation", evaluation, "num_preview_people")
     if evaluation.num_preview_people < 1:
         raise ValueError(
             f"config.evaluation.num_preview_people: expected at least 1, got {evaluation.num_preview_people}; correct it"
         )
+
+
+def _check_keys(name: str, section: Any, *keys: str) -> None:
+    if missing := [key for key in keys if key not in section]:
+        raise ValueError(f"expected a config with {name}.{missing[0]}, got one without it; add it")

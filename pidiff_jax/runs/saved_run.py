@@ -163,13 +163,14 @@ def read_config(workdir: Path) -> ConfigDict:
         raise ValueError(
             f"expected the run of an identity adapter at {workdir}, got a run of the task {config.get('task')!r}"
         )
-    if missing := [key for key in ("world", "mapper", "sampling") if key not in config]:
+    if missing := [key for key in ("world", "base", "mapper", "sampling", "evaluation") if key not in config]:
         raise ValueError(
             f"expected a run of this version at {workdir}, got one of an earlier version, whose config has no "
             f"config.{missing[0]}; train it again"
         )
-    if "identity_start" not in config.sampling:  # a run from before there was one
-        config.sampling.identity_start = 0.0
+    sampling = config.sampling
+    if isinstance(sampling, ConfigDict) and "identity_start" not in sampling:  # a run from before there was one
+        sampling.identity_start = 0.0
     return config
 
 

@@ -90,7 +90,7 @@ def trained_parts(config: Any) -> dict[str, Any]:
 
 
 def _rules(pairs: Any) -> list[ParameterRule]:
-    if not pairs or not all(_is_pair(pair, str) for pair in pairs):
+    if not pairs or not isinstance(pairs, tuple | list) or not all(_is_pair(pair, str) for pair in pairs):
         raise ValueError(
             f"expected config.parameter_rules as pairs of a pattern and a group, like (('^mapper/', 'identity'), "
             f"('.*', 'frozen')), got {pairs!r}; correct it"
@@ -152,7 +152,7 @@ def compute_dtype(name: str | None) -> DTypeLike:
 def mapper_spec(config: Any, num_layers: int, wplus_dim: int, token_dim: int) -> MapperSpec:
     """Checks that the groups of `config.mapper` cover the W+ layers and makes the mapper's spec."""
     mapper = config.mapper
-    if not all(_is_pair(group, int) for group in mapper.groups):
+    if not isinstance(mapper.groups, tuple | list) or not all(_is_pair(group, int) for group in mapper.groups):
         raise ValueError(
             f"expected config.mapper.groups as pairs of a first and a last layer, like ((0, 4), (4, {num_layers})), got "
             f"{mapper.groups!r}; correct it"
@@ -195,6 +195,7 @@ def _task(config: Any, components: Components) -> IdentityTask:
         active_losses=losses,
         dropout=dropout,
         background_weight=config.background_weight,
+        huber_c=config.get("huber_c"),  # earlier runs have no such key
         min_snr_gamma=config.min_snr_gamma,
         min_time_fraction=config.min_time_fraction,
     )

@@ -54,6 +54,7 @@ class IdentityTask:
 
     active_losses: names of the losses to compute; the others cost nothing.
     background_weight: weight of the denoising loss outside the face; the face has 1, None means no mask.
+    huber_c: the error from which on the denoising loss takes its size instead of its square; None means all squared.
     min_time_fraction: smallest noise level trained, as a fraction of the schedule (0 trains all).
     """
 
@@ -67,12 +68,14 @@ class IdentityTask:
     active_losses: tuple[str, ...] = ("denoising",)
     dropout: Dropout = Dropout()
     background_weight: float | None = None
+    huber_c: float | None = None
     min_snr_gamma: float | None = None
     min_time_fraction: float = 0.0
 
     def __post_init__(self):
         check_number("a min_time_fraction", self.min_time_fraction, least=0, below=1)
         check_number("a background_weight", self.background_weight, least=0, none_means="no mask")
+        check_number("a huber_c", self.huber_c, least=1e-6, most=1e6, none_means="a squared error")
         check_number("a min_snr_gamma", self.min_snr_gamma, above=0, none_means="no weighting")
 
     def predict(
@@ -110,6 +113,7 @@ class IdentityTask:
                 min_snr_gamma=self.min_snr_gamma,
                 face_mask=None if self.background_weight is None else mask,
                 background_weight=self.background_weight,
+                huber_c=self.huber_c,
             )
         }
         if "localisation" in self.active_losses:

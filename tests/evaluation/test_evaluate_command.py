@@ -54,7 +54,7 @@ def test_other_folders_are_refused_where_none_are_needed(portraits_run, tmp_path
     assert message.startswith("error: expected no --data_path for a run of the embedded world")
 
 
-@pytest.mark.parametrize("key", ["world", "mapper", "sampling"])
+@pytest.mark.parametrize("key", ["world", "base", "mapper", "sampling", "evaluation"])
 def test_a_run_of_an_earlier_version_is_told_from_one_of_this(portraits_run, tmp_path, key):
     stored = json.loads((portraits_run / "config.json").read_text(encoding="utf-8"))
     del stored[key]

@@ -7,7 +7,7 @@ import pytest
 
 from pidiff_jax.arrays import area_resize
 from pidiff_jax.diffusion.schedule import NoiseSchedule, snr
-from pidiff_jax.losses.denoising import denoising_loss, min_snr_weights, spatial_weights
+from pidiff_jax.losses.denoising import denoising_loss, min_snr_weights, pseudo_huber, spatial_weights
 from pidiff_jax.losses.localisation import localisation_loss, outside_share
 from pidiff_jax.losses.outside_face import disentangle_loss, preserve_loss
 from pidiff_jax.losses.reduce import active_losses, reduce_losses
@@ -68,6 +68,31 @@ def test_half_a_mask_setting_is_refused():
 def test_the_loss_is_computed_in_float32():
     prediction, target = (x.astype(jnp.bfloat16) for x in predictions())
     assert denoising(prediction, target).dtype == jnp.float32
+
+
+def test_pseudo_huber_is_the_error_above_c_and_half_its_square_over_c_below():
+    errors = jnp.array([0.0, 1e-3, 2.0, 300.0])
+    values = pseudo_huber(jnp.square(errors), 0.1)
+    np.testing.assert_allclose(values, [0.0, 5e-6, 1.9025, 299.9], rtol=1e-4)
+    slope = jax.vmap(jax.grad(lambda error: pseudo_huber(error**2, 0.1)))(errors)
+    np.testing.assert_allclose(slope, [0.0, 1e-2, 1.0, 1.0], atol=2e-3)  # finite at 0 and 1 for whatever is far
+
+
+def test_pseudo_huber_is_exact_for_every_c():
+    for c in (1e-6, 1.0, 1e6):
+        exact = np.sqrt(np.float64(0.05) + c**2) - c if c < 1e3 else 0.05 / (2 * c)
+        np.testing.assert_allclose(pseudo_huber(jnp.float32(0.05), c), exact, rtol=1e-5)
+        assert np.isfinite(jax.grad(pseudo_huber)(0.0, c))
+
+
+def test_an_error_counts_by_its_size_over_channels_before_places_are_weighed():
+    _, target = predictions()
+    sizes = jnp.array([1.0, 10.0, 100.0])[:, None, None, None]
+    for kwargs in ({}, {"face_mask": half_mask(), "background_weight": 0.1}):
+        values = denoising(target + sizes, target, huber_c=1e-4, **kwargs)
+        np.testing.assert_allclose(values, [1.0, 10.0, 100.0], rtol=1e-3)
+    one_channel = jnp.zeros_like(target).at[..., 0].set(3.0)
+    np.testing.assert_allclose(denoising(target + one_channel, target, huber_c=1e-4), 1.5, rtol=1e-3)
 
 
 def test_min_snr_weights_follow_the_formula():

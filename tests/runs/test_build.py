@@ -51,10 +51,23 @@ def test_no_number_is_refused_by_its_name(components, name):
         settings_of(config, components)
 
 
+@pytest.mark.parametrize("name", ["num_people", "num_prompts"])
+def test_a_missing_number_of_an_evaluation_is_named(components, name):
+    config = get_config("quickstart")
+    del config.evaluation[name]
+    with pytest.raises(ValueError, match=rf"expected a config with config.evaluation.{name}, got one without it"):
+        settings_of(config, components)
+
+
 def test_photographs_need_somebody_to_preview(components):
     config = get_config("ffhq")
     config.evaluation.num_preview_people = 0
     with pytest.raises(ValueError, match="config.evaluation.num_preview_people: expected at least 1, got 0"):
+        settings_of(config, components)
+    del config.evaluation.num_preview_people
+    with pytest.raises(
+        ValueError, match="expected a config with config.evaluation.num_preview_people, got one without"
+    ):
         settings_of(config, components)
 
 
@@ -98,6 +111,7 @@ def test_a_config_without_a_mapper_is_refused_by_the_key():
         ({"kind": "mlp", "hidden_width": 0}, "expected config.mapper.hidden_width of at least 1, got 0"),
         ({"kind": "mlp", "hidden_width": 10**6}, "expected config.mapper.hidden_width of at most 65536, got 1000000"),
         ({"groups": ((0, 4),)}, r"expected config.mapper.groups to cover the W\+ layers 0..9 in order, got"),
+        ({"groups": None}, "expected config.mapper.groups as pairs of a first and a last layer"),
         ({"groups": (4, 8)}, "expected config.mapper.groups as pairs of a first and a last layer"),
     ],
 )
@@ -113,6 +127,13 @@ def test_a_hidden_layer_for_each_group_is_built_from_the_config():
     config.mapper.update({"kind": "mlp", "hidden_width": 32})
     mapper = nn.meta.unbox(build_experiment(config, open_world(config)).shapes["mapper"])
     assert mapper["hidden_9"]["kernel"].shape == (64, 32) and mapper["proj_9"]["kernel"].shape == (32, 4 * 64)
+
+
+def test_a_run_from_before_the_huber_loss_has_the_squared_one():
+    config = get_config("quickstart")
+    assert build_experiment(config, open_world(config)).losses.__self__.huber_c == 0.01
+    del config["huber_c"]
+    assert build_experiment(config, open_world(config)).losses.__self__.huber_c is None
 
 
 def test_a_task_that_no_world_has_is_refused():

@@ -257,3 +257,11 @@ def test_with_background_weight_zero_only_the_face_counts(identity):
     assert not np.allclose(whole["denoising"], face["denoising"])
     everywhere = (modules, params, {**batch, "face_mask": np.ones_like(batch["face_mask"])})
     np.testing.assert_allclose(losses(everywhere, background_weight=0.0)["denoising"], whole["denoising"], rtol=1e-4)
+
+
+def test_a_huber_loss_is_asked_for_by_its_c(identity):
+    squared, huber = losses(identity)["denoising"], losses(identity, huber_c=0.01)["denoising"]
+    assert np.all(huber > 0) and not np.allclose(squared, huber)
+    for value in (0.0, 1e9):  # whose squares a float32 can't take beside the errors
+        with pytest.raises(ValueError, match="expected a huber_c .*, or None for a squared error, got"):
+            losses(identity, huber_c=value)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import common
 from pidiff_jax.evaluation.subjects import HeldOut
@@ -38,6 +39,14 @@ def test_a_config_of_another_world_is_refused_with_the_key_that_it_lacks():
     config = get_config("quickstart")
     config.world = "photographs"
     with pytest.raises(ValueError, match="a config for the world 'photographs', got one without a key: .*wplus_layers"):
+        open_world(config)
+
+
+@pytest.mark.parametrize("value", [None, 5, "text", [1]])
+@pytest.mark.parametrize("name", ["base", "data", "evaluation", "groups", "mapper", "sampling"])
+def test_a_value_where_keys_belong_is_refused_by_its_name(name, value):
+    config = ConfigDict({**get_config("quickstart"), name: value})  # as a run's config.json may come
+    with pytest.raises(ValueError, match=rf"expected config.{name} with keys of its own, got .*; correct it"):
         open_world(config)
 
 
