@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped, UInt8
+from tqdm import tqdm
 
 
 @overload
@@ -34,13 +35,19 @@ def fill_up(array: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray,
     return np.pad(array, ((0, size - len(array)),) + ((0, 0),) * (array.ndim - 1), mode="edge")
 
 
-def in_batches(function: Callable[..., Any], *arrays: Shaped[np.ndarray, "n ..."], batch_size: int) -> Any:
+def in_batches(
+    function: Callable[..., Any], *arrays: Shaped[np.ndarray, "n ..."], batch_size: int, doing: str | None = None
+) -> Any:
     """Applies a function of rows batch by batch, all of one shape, and joins its results: arrays, or a tree of them.
 
     The last batch is filled up; what the function makes of the filling is dropped. Results are numpy arrays.
+
+    doing: what a terminal is told, with a progress bar, if it takes longer than a few seconds; None: nothing.
     """
     outputs = []
-    for start in range(0, len(arrays[0]), batch_size):
+    starts = range(0, len(arrays[0]), batch_size)
+    quiet = True if doing is None else None  # None: where there is no terminal
+    for start in tqdm(starts, doing, unit="batch", delay=3, leave=False, disable=quiet):
         batch = [np.asarray(array[start : start + batch_size]) for array in arrays]
         keep = len(batch[0])
         result = function(*(fill_up(rows, batch_size) for rows in batch))

@@ -37,7 +37,8 @@ def load_parameters(
         steps = sorted(manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-            raise ValueError(f"expected {wanted} in {root}, got the steps {steps}; correct the path or the step")
+            present = f"the steps {steps}" if steps else "none"
+            raise ValueError(f"expected {wanted} in {root}, got {present}; correct the path or the step")
         if step is None:
             chosen, found, failures = read_newest(root, steps, lambda step: _read(manager, step, ema))
             for damaged, reason in failures.items():

@@ -145,7 +145,7 @@ def poses(person_id: np.ndarray, picture_id: np.ndarray, view: View) -> Pose:
 def _in_chunks(function: Callable[..., Picture], arrays: Sequence[np.ndarray], view: View, chunk: int) -> Picture:
     if view not in ("aligned", "wild"):
         raise ValueError(f"expected view 'aligned' or 'wild', got {view!r}")
-    return in_batches(lambda *rows: function(*rows, view), *arrays, batch_size=chunk)
+    return in_batches(lambda *rows: function(*rows, view), *arrays, batch_size=chunk, doing="rendering")
 
 
 @functools.partial(jax.jit, static_argnums=2)

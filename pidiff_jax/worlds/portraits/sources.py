@@ -113,7 +113,7 @@ def load_wplus_encoder() -> EncodeFn:
 
 def _encode(encode: EncodeFn, pixels: np.ndarray) -> Any:
     """What the function makes of uint8 pixels."""
-    return in_batches(jax.jit(lambda x: encode(signed_pixels(x))), pixels, batch_size=_BATCH_SIZE)
+    return in_batches(jax.jit(lambda x: encode(signed_pixels(x))), pixels, batch_size=_BATCH_SIZE, doing="encoding")
 
 
 def latent_arrays(encode: EncodeFn, pixels: np.ndarray) -> dict[str, np.ndarray]:
