@@ -12,7 +12,7 @@ help: ## Show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 # Two devices use two cores better than one device with two threads does.
-quickstart: $(VENV)/.installed ## Train on the embedded world (5 minutes on 2 CPU cores), draw and score
+quickstart: $(VENV)/.installed ## Train on the embedded world (at most 5 minutes), draw and score
 	JAX_NUM_CPU_DEVICES=2 $(BIN)/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: lint ## Run every check and the tests that are not marked full (13 minutes on 2 CPU cores)
