@@ -23,7 +23,7 @@ def open_world(config: Any) -> World:
             belong.
     """
     for name in SECTIONS:
-        if not isinstance(section := config.get(name, ConfigDict()), ConfigDict):
+        if not hasattr(section := config.get(name, ConfigDict()), "items"):
             raise ValueError(f"expected config.{name} with keys of its own, got {section!r}; correct it")
     try:
         return _of_this_version(_open(config, config.get("world")), config)
