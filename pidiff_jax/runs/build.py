@@ -55,6 +55,7 @@ def evaluation_settings(
     Raises:
         ValueError: the config's sampling or evaluation can't be done; names the key.
     """
+    _check_keys("config", config, "sampling", "evaluation")
     sampling = checked_sampling(config.sampling, components)
     protocol = Protocol(batch_size=PREVIEW_PEOPLE, identity_scale=float(config.sampling.identity_scale))
     split = config.evaluation.get("split", "test")  # not there where the world has no judges

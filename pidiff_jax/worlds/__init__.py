@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from pidiff_jax.worlds.world import Faces, KnownCodes, World
 
 __all__ = ["Faces", "KnownCodes", "World", "open_world"]
@@ -23,7 +21,7 @@ def open_world(config: Any) -> World:
             belong.
     """
     for name in SECTIONS:
-        if not hasattr(section := config.get(name, ConfigDict()), "items"):
+        if not hasattr(section := config.get(name, {}), "items"):
             raise ValueError(f"expected config.{name} with keys of its own, got {section!r}; correct it")
     try:
         return _of_this_version(_open(config, config.get("world")), config)

@@ -51,6 +51,14 @@ def test_no_number_is_refused_by_its_name(components, name):
         settings_of(config, components)
 
 
+@pytest.mark.parametrize("name", ["sampling", "evaluation"])
+def test_a_config_that_does_not_say_how_it_is_scored_is_refused_by_the_key(components, name):
+    config = get_config("quickstart")
+    del config[name]
+    with pytest.raises(ValueError, match=rf"expected a config with config.{name}, got one without it; add it"):
+        settings_of(config, components)
+
+
 @pytest.mark.parametrize("name", ["num_people", "num_prompts"])
 def test_a_missing_number_of_an_evaluation_is_named(components, name):
     config = get_config("quickstart")
